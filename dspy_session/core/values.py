@@ -1,0 +1,279 @@
+"""Field values: private copies on the way in and out, and their tagged plain form.
+
+Rules:
+
+- A value that enters a turn is copied, and copied again on the way out: nobody outside holds a
+  handle on what a conversation contains. Key order is kept.
+- In memory any value is welcome. One that cannot be copied (an open file, a lock) is kept as it is.
+- In its *plain form* a value is JSON: None, booleans, numbers, text, lists, and dicts with text
+  keys. Everything else is a tagged dict, `{"$type": tag, "value": ...}`; a user's own dict that has
+  a `"$type"` key is tagged itself, so no user value can be mistaken for a tag.
+- `from_plain(to_plain(x)) == x`, with equal types and equal key order.
+- Nothing is imported because stored data names it: a tag is looked up among the registered codecs.
+
+This module does not know DSPy: `dspy_session.program` registers codecs for DSPy's types.
+"""
+
+from __future__ import annotations
+
+import base64
+import copy
+import datetime as dt
+import decimal
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from dspy_session.errors import CallError, FormatError, ValueCodecError
+
+__all__ = [
+    "ValueCodec",
+    "copy_fields",
+    "from_plain",
+    "private_copy",
+    "register_value_codec",
+    "to_plain",
+]
+
+TYPE_KEY: Final = "$type"
+VALUE_KEY: Final = "value"
+
+_SCALARS: Final = frozenset({type(None), bool, int, float, str, bytes})
+_LARGEST_INTEGER: Final = 2**63 - 1  # what msgpack and most JSON readers hold without loss
+
+
+def private_copy(value: Any) -> Any:
+    """Return a copy of `value` that shares no mutable part with it.
+
+    Args:
+        value: Anything. Parts that refuse to be copied are shared; there is no other way to keep
+            them, and in memory every value is welcome.
+
+    Returns:
+        An equal value. Immutable scalars are returned as they are.
+
+    Example:
+        >>> tags = ["a"]
+        >>> mine = private_copy(tags)
+        >>> tags.append("b")
+        >>> mine
+        ['a']
+    """
+    if type(value) in _SCALARS:
+        return value
+    try:
+        return copy.deepcopy(value)
+    except Exception:  # deepcopy runs the value's own code, which may raise anything
+        if isinstance(value, dict):
+            return {key: private_copy(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(private_copy(item) for item in value)
+        return value
+
+
+def copy_fields(fields: Mapping[str, Any], what: str = "fields") -> dict[str, Any]:
+    """Return a private copy of a mapping from field names to values, in its order.
+
+    Args:
+        fields: Field names and their values.
+        what: What the fields are, for the error message.
+
+    Raises:
+        CallError: `fields` is no mapping, or a name is not text.
+
+    Example:
+        >>> copy_fields({"question": "Hi"})
+        {'question': 'Hi'}
+    """
+    if not isinstance(fields, Mapping):
+        raise CallError(
+            f"{what} must be a mapping from field names to values, not {type(fields).__name__}; "
+            'for example {"question": "Hi"}.'
+        )
+    for name in fields:
+        if not isinstance(name, str):
+            raise CallError(
+                f"{what} must be named by text, but one name is {name!r} ({type(name).__name__})."
+            )
+    return {name: private_copy(value) for name, value in fields.items()}
+
+
+class ValueCodec(msgspec.Struct, frozen=True):
+    """How values of one type are written as plain data and read back.
+
+    Attributes:
+        tag: The name that stands in stored data. It must never change its meaning.
+        type: Values of exactly this type are written by this codec.
+        encode: From a value to something `to_plain` can write (not necessarily plain itself).
+        decode: Back from what `encode` returned.
+    """
+
+    tag: str
+    type: type
+    encode: Callable[[Any], Any]
+    decode: Callable[[Any], Any]
+
+
+_BY_TYPE: dict[type, ValueCodec] = {}
+_BY_TAG: dict[str, ValueCodec] = {}
+
+
+def register_value_codec(codec: ValueCodec) -> None:
+    """Teach the written form about one more type, for this process.
+
+    Args:
+        codec: What to write values of `codec.type` as. Registering a tag again replaces the
+            earlier codec of that tag.
+
+    Raises:
+        ValueCodecError: Another type's codec already uses the tag.
+
+    Example:
+        >>> class Celsius(float): ...
+        >>> register_value_codec(ValueCodec("celsius", Celsius, float, Celsius))
+        >>> to_plain(Celsius(21.5))
+        {'$type': 'celsius', 'value': 21.5}
+        >>> type(from_plain(to_plain(Celsius(21.5)))).__name__
+        'Celsius'
+    """
+    known = _BY_TAG.get(codec.tag)
+    if known is not None and _qualified(known.type) != _qualified(codec.type):
+        raise ValueCodecError(
+            f"The tag {codec.tag!r} already stands for {_qualified(known.type)}; "
+            f"choose another tag for {_qualified(codec.type)}."
+        )
+    _BY_TAG[codec.tag] = codec
+    _BY_TYPE[codec.type] = codec
+
+
+def to_plain(value: Any) -> Any:
+    """Return the plain form of `value`: JSON data, other types as tagged dicts.
+
+    Args:
+        value: Any value made of registered types.
+
+    Raises:
+        ValueCodecError: The value, or a part of it, is of a type without a codec; the message names
+            the type and says how to register one.
+
+    Example:
+        >>> to_plain({"when": dt.date(2026, 1, 2), "pair": (1, 2)})["pair"]
+        {'$type': 'tuple', 'value': [1, 2]}
+    """
+    kind = type(value)
+    if value is None or kind is bool:
+        return value
+    if kind is str:
+        return value if value.isascii() else _encode_text(value)
+    if kind is int:
+        return value if -_LARGEST_INTEGER <= value <= _LARGEST_INTEGER else _tagged("int", str(value))
+    if kind is float:
+        return value if math.isfinite(value) else _tagged("float", repr(value))
+    if kind is list:
+        return [to_plain(item) for item in value]
+    if kind is dict:
+        return _encode_dict(value)
+    codec = _BY_TYPE.get(kind)
+    if codec is None:
+        raise ValueCodecError(
+            f"a value of type {_qualified(kind)} has no written form; register one with "
+            "dspy_session.register_value_codec(ValueCodec(tag, type, encode, decode))"
+        )
+    try:
+        encoded = codec.encode(value)
+    except Exception as error:  # the codec is a user's code
+        raise ValueCodecError(f"the codec {codec.tag!r} failed to encode: {error!r}") from error
+    return _tagged(codec.tag, to_plain(encoded))
+
+
+def from_plain(plain: Any) -> Any:
+    """Return the value whose plain form is `plain`.
+
+    Args:
+        plain: What `to_plain` returned, perhaps after a trip through JSON or msgpack.
+
+    Raises:
+        FormatError: A tag is malformed or unknown, or its codec rejects the data.
+
+    Example:
+        >>> from_plain({"$type": "tuple", "value": [1, 2]})
+        (1, 2)
+    """
+    if isinstance(plain, list):
+        return [from_plain(item) for item in plain]
+    if not isinstance(plain, dict):
+        return plain
+    if TYPE_KEY not in plain:
+        return {key: from_plain(item) for key, item in plain.items()}
+    tag = plain[TYPE_KEY]
+    if set(plain) != {TYPE_KEY, VALUE_KEY} or not isinstance(tag, str):
+        raise FormatError(f"a tagged value has the keys {sorted(map(str, plain))}, not $type, value")
+    codec = _BY_TAG.get(tag)
+    if codec is None:
+        raise FormatError(
+            f"the stored data uses the type tag {tag!r}, which is not registered here; register "
+            "its codec with dspy_session.register_value_codec before loading"
+        )
+    try:
+        return codec.decode(from_plain(plain[VALUE_KEY]))
+    except FormatError:
+        raise
+    except Exception as error:  # a codec meets whatever a file contains
+        raise FormatError(f"the stored value tagged {tag!r} cannot be read: {error!r}") from error
+
+
+def _tagged(tag: str, plain: Any) -> dict[str, Any]:
+    return {TYPE_KEY: tag, VALUE_KEY: plain}
+
+
+def _encode_text(text: str) -> Any:
+    """Text as it is, unless it holds lone surrogates, which no UTF-8 writer accepts."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return _tagged("text", base64.b64encode(text.encode("utf-8", "surrogatepass")).decode())
+    return text
+
+
+def _encode_dict(value: dict[Any, Any]) -> Any:
+    if TYPE_KEY not in value and all(type(key) is str and _encode_text(key) is key for key in value):
+        return {key: to_plain(item) for key, item in value.items()}
+    return _tagged("dict", [[to_plain(key), to_plain(item)] for key, item in value.items()])
+
+
+def _qualified(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _decode_float(text: str) -> float:
+    if text not in ("nan", "inf", "-inf"):
+        raise ValueError(text)
+    return float(text)
+
+
+def _decode_timedelta(parts: list[int]) -> dt.timedelta:
+    days, seconds, microseconds = parts
+    return dt.timedelta(days=days, seconds=seconds, microseconds=microseconds)
+
+
+for _codec in (
+    ValueCodec("int", int, str, int),
+    ValueCodec("float", float, repr, _decode_float),
+    ValueCodec("text", str, str, lambda b: base64.b64decode(b).decode("utf-8", "surrogatepass")),
+    ValueCodec("dict", dict, lambda d: list(d.items()), dict),
+    ValueCodec("tuple", tuple, list, tuple),
+    ValueCodec("set", set, lambda s: sorted(s, key=repr), set),
+    ValueCodec("frozenset", frozenset, lambda s: sorted(s, key=repr), frozenset),
+    ValueCodec("bytes", bytes, lambda b: base64.b64encode(b).decode(), base64.b64decode),
+    ValueCodec("complex", complex, lambda c: [c.real, c.imag], lambda c: complex(*c)),
+    ValueCodec("decimal", decimal.Decimal, str, decimal.Decimal),
+    ValueCodec("datetime", dt.datetime, dt.datetime.isoformat, dt.datetime.fromisoformat),
+    ValueCodec("date", dt.date, dt.date.isoformat, dt.date.fromisoformat),
+    ValueCodec("time", dt.time, dt.time.isoformat, dt.time.fromisoformat),
+    ValueCodec(
+        "timedelta", dt.timedelta, lambda d: [d.days, d.seconds, d.microseconds], _decode_timedelta
+    ),
+):
+    register_value_codec(_codec)

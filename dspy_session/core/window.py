@@ -1,0 +1,217 @@
+"""What a call sees of the past: exchanges, a window over them, and a view that filters fields.
+
+Rules:
+
+- An `Exchange` is what one turn contributes to later prompts. It never changes.
+- A `Window` is a view on a persistent sequence of exchanges, never on turns: trimming old turns
+  really frees them, and a window costs the same whatever its length.
+- What a window shows never changes, whatever happens later to the conversation or its options.
+- Positions in a window are absolute: they do not move when older turns are trimmed.
+
+This module knows neither turns nor states, nor how a conversation is rendered for a model.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final
+
+import msgspec
+from pyrsistent import PVector, pvector
+
+from dspy_session.core.values import copy_fields, private_copy
+
+__all__ = ["Exchange", "PlainHistory", "View", "Window", "set_history_type"]
+
+
+class View(msgspec.Struct, frozen=True):
+    """Which fields of an exchange are shown.
+
+    Attributes:
+        exclude: Names never shown, be they inputs or outputs, of turns or of the seed.
+        inputs: If not None, the only *inputs* shown. Outputs, and messages of a seed, whose fields
+            are not known to be inputs or outputs, are not affected.
+    """
+
+    exclude: frozenset[str] = frozenset()
+    inputs: frozenset[str] | None = None
+
+
+@functools.lru_cache(maxsize=1024)
+def _shape(
+    inputs: tuple[str, ...], outputs: tuple[str, ...]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    return inputs, outputs
+
+
+class Exchange:
+    """The inputs and outputs of one turn, as private copies.
+
+    A message of a seed history is an exchange too: there, all fields are kept as outputs.
+
+    Exchanges are compared by identity, so that what was made from one can be kept beside it;
+    use `same_as` to compare contents.
+    """
+
+    __slots__ = ("__weakref__", "_inputs", "_outputs", "shape")
+
+    shape: tuple[tuple[str, ...], tuple[str, ...]]
+    """The names of the inputs and of the outputs; exchanges of one shape share one tuple."""
+
+    def __init__(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
+        """Copy `inputs` and `outputs`; see `copy_fields` for what is refused."""
+        self._inputs = copy_fields(inputs, "inputs")
+        self._outputs = copy_fields(outputs, "outputs")
+        self.shape = _shape(tuple(self._inputs), tuple(self._outputs))
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """A copy of the inputs, in written order."""
+        return {name: private_copy(value) for name, value in self._inputs.items()}
+
+    @property
+    def outputs(self) -> dict[str, Any]:
+        """A copy of the outputs, in written order."""
+        return {name: private_copy(value) for name, value in self._outputs.items()}
+
+    def with_outputs(self, outputs: Mapping[str, Any]) -> Exchange:
+        """Return an exchange of the same inputs and other outputs."""
+        return Exchange(self._inputs, outputs)
+
+    def shown(self, view: View) -> dict[str, Any]:
+        """Return the fields that `view` shows, inputs first.
+
+        The dict is new, its values are the exchange's own: for rendering, not for handing out.
+        """
+        exclude, only = view.exclude, view.inputs
+        fields = {
+            name: value
+            for name, value in self._inputs.items()
+            if name not in exclude and (only is None or name in only)
+        }
+        fields.update((n, v) for n, v in self._outputs.items() if n not in exclude)
+        return fields
+
+    def same_as(self, other: Exchange) -> bool:
+        """Whether both have equal inputs and outputs, in the same order."""
+        return self is other or (
+            list(self._inputs.items()) == list(other._inputs.items())
+            and list(self._outputs.items()) == list(other._outputs.items())
+        )
+
+    def __copy__(self) -> Exchange:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Exchange:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Exchange, (self._inputs, self._outputs)
+
+    def __repr__(self) -> str:
+        return f"Exchange(inputs={self._inputs!r}, outputs={self._outputs!r})"
+
+
+EMPTY: Final[PVector[Exchange]] = pvector()
+
+
+class PlainHistory(msgspec.Struct, frozen=True):
+    """What `Window.history` returns while DSPy is not loaded: the same messages, in a plain value.
+
+    Attributes:
+        messages: One dict of field values per past exchange, oldest first.
+    """
+
+    messages: list[dict[str, Any]]
+
+    def __repr__(self) -> str:
+        return f"History(messages={self.messages!r})"
+
+
+_history_type: Callable[[list[dict[str, Any]]], Any] = PlainHistory
+
+
+def set_history_type(make: Callable[[list[dict[str, Any]]], Any]) -> None:
+    """Say what `Window.history` returns; `dspy_session.program` registers `dspy.History`.
+
+    Args:
+        make: From the messages to the value that is handed out.
+    """
+    global _history_type
+    _history_type = make
+
+
+class Window(msgspec.Struct, frozen=True, eq=False):
+    """The past exchanges that one call sees: a seed, then a stretch of the conversation.
+
+    Attributes:
+        seed: What came before the first turn.
+        log: The conversation's exchanges when the window was made; position `offset` comes first.
+        offset: The absolute position of `log[0]`.
+        start: The absolute position of the first exchange shown.
+        stop: The absolute position after the last exchange shown.
+        epoch: Which stretch of append-only life of the conversation `log` belongs to.
+        view: Which fields are shown.
+    """
+
+    seed: tuple[Exchange, ...] = ()
+    log: PVector[Exchange] = EMPTY
+    offset: int = 0
+    start: int = 0
+    stop: int = 0
+    epoch: int = 0
+    view: View = View()
+
+    def __len__(self) -> int:
+        return len(self.seed) + self.stop - self.start
+
+    def __iter__(self) -> Iterator[Exchange]:
+        yield from self.seed
+        first, last = self.start - self.offset, self.stop - self.offset
+        if first == 0 and last == len(self.log):
+            yield from self.log
+        else:
+            for position in range(first, last):
+                yield self.log[position]
+
+    def messages(self) -> list[dict[str, Any]]:
+        """Return the shown fields of each exchange, oldest first, as copies in written order."""
+        return [
+            {name: private_copy(value) for name, value in exchange.shown(self.view).items()}
+            for exchange in self
+        ]
+
+    def history(self) -> Any:
+        """Return the messages as a `dspy.History` (a `PlainHistory` while DSPy is not loaded)."""
+        return _history_type(self.messages())
+
+    def same_as(self, other: Window) -> bool:
+        """Whether both show equal messages."""
+        return self is other or (
+            len(self) == len(other)
+            and all(
+                (mine is theirs and self.view == other.view)
+                or list(mine.shown(self.view).items()) == list(theirs.shown(other.view).items())
+                for mine, theirs in zip(self, other, strict=True)
+            )
+        )
+
+    def __copy__(self) -> Window:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Window:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By itself, a window carries only what it shows; a whole state is packed with sharing.
+        return _standalone, (tuple(self), self.view)
+
+
+def _standalone(exchanges: tuple[Exchange, ...], view: View) -> Window:
+    return Window(seed=exchanges, view=view)
+
+
+def seed_exchanges(messages: Iterable[Mapping[str, Any]]) -> tuple[Exchange, ...]:
+    """Return the exchanges of a seed history given as dicts of fields, as private copies."""
+    return tuple(Exchange({}, message) for message in messages)

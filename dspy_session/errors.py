@@ -1,0 +1,74 @@
+"""Every error that this library raises on purpose, as one family.
+
+Catch `SessionError` to catch them all. Where Python users would look for a builtin, the error is
+that builtin too, so `except ValueError` around a wrong option keeps working:
+
+    SessionError
+    ├── OptionError (ValueError)           an option is unknown or has a value it cannot have
+    ├── CallError (TypeError)              a call that no session can run: positional arguments, ...
+    │   └── HistoryError                   `history=` is not a `dspy.History`, or collides with it
+    ├── ModuleTypeError (TypeError)        what was given is not a `dspy.Module`
+    ├── TurnIndexError (IndexError)        there is no stored turn with that index
+    ├── LockError (RuntimeError)           a lock of the wrong mode, or a session inside its own turn
+    ├── MetricError (RuntimeError)         a metric raised, and `on_metric_error="raise"`
+    ├── ValueCodecError (TypeError)        a value cannot be written out, or its codec failed
+    └── FormatError (ValueError)           stored data is corrupt, truncated, or from the future
+
+Each message says what was expected, what came, and what to do. After any of them the conversation
+is what it was before the call.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CallError",
+    "FormatError",
+    "HistoryError",
+    "LockError",
+    "MetricError",
+    "ModuleTypeError",
+    "OptionError",
+    "SessionError",
+    "TurnIndexError",
+    "ValueCodecError",
+]
+
+
+class SessionError(Exception):
+    """The root of the family: everything this library raises on purpose."""
+
+
+class OptionError(SessionError, ValueError):
+    """An option is unknown, or was given a value it cannot have."""
+
+
+class CallError(SessionError, TypeError):
+    """A call that no session can run as it was written."""
+
+
+class HistoryError(CallError):
+    """What was passed as the history is none, or an input collides with the history field."""
+
+
+class ModuleTypeError(SessionError, TypeError):
+    """What was given as a program is not a `dspy.Module`."""
+
+
+class TurnIndexError(SessionError, IndexError):
+    """There is no stored turn with the index that was asked for."""
+
+
+class LockError(SessionError, RuntimeError):
+    """A session was called in a way its lock forbids, or inside its own turn."""
+
+
+class MetricError(SessionError, RuntimeError):
+    """A metric raised or returned no score, and the session's `on_metric_error` is `"raise"`."""
+
+
+class ValueCodecError(SessionError, TypeError):
+    """A field value has no written form: its type is unknown, or its codec failed."""
+
+
+class FormatError(SessionError, ValueError):
+    """Stored data cannot be read: corrupt, truncated, of another kind, or from the future."""

@@ -1,0 +1,263 @@
+"""How a conversation reaches any DSPy program: a transparent adapter around the user's own.
+
+For the duration of a turn `settings.adapter` is a `ConversationAdapter`. When a predictor of the
+running program makes its call, the adapter adds a History field to the signature of *that call*,
+supplies the messages, and delegates to the adapter inside. No module is patched, copied or changed,
+so whatever an optimizer does to a predictor is what runs.
+
+- *Pairs*: past turns that share an input and an output with the predictor's signature become
+  user/assistant messages, byte for byte those of a program whose author had written the History
+  field in. Two differences are on purpose: fields that a past turn does not have are left out
+  instead of shown as `None`, and text that looks like DSPy's internal markers stays text.
+- *Text*: where that does not fit, the conversation stands once, as readable text, in front of the
+  current inputs.
+- A turn never changes, so its messages are rendered once and reused (see `rendering.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import dspy
+import msgspec
+from dspy.utils.callback import BaseCallback
+
+from dspy_session.core.window import View, Window
+from dspy_session.program.anatomy import declared_history
+from dspy_session.program.frame import Frame, current_frame
+from dspy_session.program.rendering import Conversation, rendering_adapter, transcript
+
+__all__ = ["AdapterKeeper", "ConversationAdapter", "wrap_adapter"]
+
+_TEXT_ONLY: Final = (dspy.TwoStepAdapter,)  # puts the bare repr of a History into the prompt
+
+Shape = tuple[tuple[str, ...], tuple[str, ...]]
+
+
+class ConversationAdapter:
+    """The user's adapter, with the running conversation added to the calls of its program.
+
+    It passes for the adapter inside: `isinstance` and attributes are that adapter's. It holds
+    nothing else, and reads the running turn from `dspy.context`, so one serves any number of turns.
+    """
+
+    __slots__ = ("_inner",)
+
+    def __init__(self, inner: dspy.Adapter) -> None:
+        object.__setattr__(self, "_inner", inner)
+
+    @property  # type: ignore[misc]  # DSPy asks isinstance(adapter, ...) and derives from __class__
+    def __class__(self) -> type:
+        return type(self._inner)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "_inner"), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._inner, name, value)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ConversationAdapter, (self._inner,)
+
+    def __repr__(self) -> str:
+        return f"ConversationAdapter({self._inner!r})"
+
+    def __call__(
+        self,
+        lm: dspy.BaseLM,
+        lm_kwargs: dict[str, Any],
+        signature: type[dspy.Signature],
+        demos: list[Any],
+        inputs: dict[str, Any],
+    ) -> list[dict[str, Any]]:
+        """Make one LM call with the conversation in it; what DSPy calls."""
+        call = _plan(self._inner, _Call(lm, lm_kwargs, signature, demos, inputs))
+        return call.adapter(call.lm, call.lm_kwargs, call.signature, call.demos, call.inputs)
+
+    async def acall(
+        self,
+        lm: dspy.BaseLM,
+        lm_kwargs: dict[str, Any],
+        signature: type[dspy.Signature],
+        demos: list[Any],
+        inputs: dict[str, Any],
+    ) -> list[dict[str, Any]]:
+        """As `__call__`, for async programs."""
+        call = _plan(self._inner, _Call(lm, lm_kwargs, signature, demos, inputs))
+        return await call.adapter.acall(
+            call.lm, call.lm_kwargs, call.signature, call.demos, call.inputs
+        )
+
+
+def wrap_adapter(adapter: dspy.Adapter | None) -> ConversationAdapter:
+    """Return the adapter that a turn runs under.
+
+    Args:
+        adapter: `settings.adapter`; None means DSPy's default, a ChatAdapter.
+    """
+    if type(adapter) is ConversationAdapter:
+        return adapter
+    return ConversationAdapter(dspy.ChatAdapter() if adapter is None else adapter)
+
+
+class AdapterKeeper(BaseCallback):  # type: ignore[misc]  # DSPy ships no types for it
+    """Puts the conversation back in when a program sets an adapter of its own inside `forward`.
+
+    As a callback it runs in the very context in which a predictor is about to read
+    `settings.adapter`. One that DSPy's own modules put there (Refine's) delegates to the adapter it
+    found, which is ours already.
+    """
+
+    def __init__(self) -> None:
+        self._entered: dict[str, Any] = {}
+
+    def on_module_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        """Wrap the active adapter, if a predictor of the program starts under an unwrapped one."""
+        adapter = dspy.settings.adapter
+        if not isinstance(instance, dspy.Predict) or type(adapter) is ConversationAdapter:
+            return
+        if adapter is not None and type(adapter).__module__.startswith("dspy.predict"):
+            return
+        if _owning_frame(instance) is None:
+            return
+        entered = dspy.settings.context(adapter=wrap_adapter(adapter))
+        entered.__enter__()
+        self._entered[call_id] = entered
+
+    def on_module_end(
+        self, call_id: str, outputs: Any, exception: BaseException | None = None
+    ) -> None:
+        """Put back what was there before the predictor started."""
+        entered = self._entered.pop(call_id, None)
+        if entered is not None:
+            entered.__exit__(None, None, None)
+
+
+class _Call(msgspec.Struct):
+    """The arguments of one adapter call, and the adapter that is to make it."""
+
+    lm: Any
+    lm_kwargs: dict[str, Any]
+    signature: type[dspy.Signature]
+    demos: list[Any]
+    inputs: dict[str, Any]
+    adapter: Any = None
+
+
+def _plan(inner: dspy.Adapter, call: _Call) -> _Call:
+    """Return the call to make: with the conversation if it is the program's, else as it came."""
+    call.adapter = inner
+    caller = (dspy.settings.caller_modules or [None])[-1]
+    frame = _owning_frame(caller)
+    if frame is None:
+        return call
+    _apply_settings(frame, caller, call)
+    options = frame.options
+    declared = declared_history(
+        call.signature, options.history_field, options.strict_history_annotation
+    )
+    given = call.inputs.get(declared) if declared else None
+    if isinstance(given, Conversation):  # planned already, by an adapter around this one
+        call.adapter = rendering_adapter(inner)
+        return call
+    if given is not None and given is not frame.passed:
+        if given is not call.signature.input_fields[declared].default:
+            return call  # the program passes a history of its own; that one stands
+    field = declared or options.history_field
+    if frame.explicit and frame.passed is not None:
+        # DSPy's trace holds this very dict: what optimizers replay becomes an input of the demo.
+        call.inputs[field] = frame.passed
+    as_pairs = not isinstance(inner, _TEXT_ONLY) and _fits(frame.window, call.signature)
+    supplied: Any = Conversation(frame.window) if as_pairs else transcript(frame.window)
+    call.signature = _with_history(call.signature, field, declared is not None, as_pairs)
+    call.inputs = {**call.inputs, field: supplied}
+    call.adapter = rendering_adapter(inner)
+    return call
+
+
+def _apply_settings(frame: Frame, caller: Any, call: _Call) -> None:
+    """Bring the turn's own LM and LM settings to this call."""
+    if frame.config:
+        call.lm_kwargs = {**call.lm_kwargs, **frame.config}
+    if frame.lm is not None and frame.owned(caller) is caller:
+        call.lm = frame.lm  # copies (BestOfN's attempts) keep the LM they were given
+
+
+def _owning_frame(caller: Any) -> Frame | None:
+    """The innermost running turn whose program `caller` is a predictor of, copies included."""
+    frame = current_frame()
+    while frame is not None and frame.owned(caller) is None:
+        frame = frame.parent
+    return frame
+
+
+def _fits(window: Window, signature: type[dspy.Signature]) -> bool:
+    """Whether every exchange of the window can be shown as a user/assistant pair."""
+    shapes = {exchange.shape for exchange in window}
+    return all(_shape_fits(shape, window.view, signature) for shape in shapes)
+
+
+def _shape_fits(shape: Shape, view: View, signature: type[dspy.Signature]) -> bool:
+    inputs, outputs = _shown(shape, view)
+    fields = {*inputs, *outputs}
+    if fields.isdisjoint(signature.input_fields):
+        return False
+    return not fields.isdisjoint(signature.output_fields) or (
+        # A plain return is recorded as `output`: it is what the only output of a predictor said.
+        outputs == ["output"] and len(signature.output_fields) == 1
+    )
+
+
+def _shown(shape: Shape, view: View) -> tuple[list[str], list[str]]:
+    inputs, outputs = shape
+    return (
+        [n for n in inputs if n not in view.exclude and (view.inputs is None or n in view.inputs)],
+        [n for n in outputs if n not in view.exclude],
+    )
+
+
+# --- signatures with a history field --------------------------------------------------------------
+
+
+class _Injected(msgspec.Struct):
+    stamp: Any
+    signature: type[dspy.Signature]
+
+
+_injected: dict[Any, _Injected] = {}
+_MOST_SIGNATURES: Final = 256
+
+
+def _with_history(
+    signature: type[dspy.Signature], field: str, declared: bool, as_pairs: bool
+) -> type[dspy.Signature]:
+    """Return the signature of one call: with a History field, or with the transcript as text.
+
+    Making one takes DSPy about 0.3 ms, so they are kept, for as long as the signature's
+    instructions and fields stay what they were (optimizers change them in place).
+    """
+    if as_pairs and declared and signature.input_fields[field].annotation == dspy.History:
+        return signature
+    key, stamp = (signature, field, as_pairs), _stamp(signature)
+    known = _injected.get(key)
+    if known is not None and known.stamp == stamp:
+        return known.signature
+    if as_pairs and not declared:
+        made = signature.append(field, dspy.InputField(), dspy.History)
+    elif as_pairs:
+        made = signature.with_updated_fields(field, type_=dspy.History)
+    else:
+        description = "The conversation so far, oldest first."
+        made = signature.delete(field).prepend(field, dspy.InputField(desc=description), str)
+    if len(_injected) >= _MOST_SIGNATURES:
+        _injected.clear()
+    _injected[key] = _Injected(stamp, made)
+    return made
+
+
+def _stamp(signature: type[dspy.Signature]) -> tuple[str, list[tuple[str, Any, dict[str, Any]]]]:
+    fields: Mapping[str, Any] = signature.fields
+    return signature.instructions, [
+        (name, info.annotation, dict(info.json_schema_extra)) for name, info in fields.items()
+    ]
