@@ -197,9 +197,7 @@ def decode(data: bytes, format: _Format = "json") -> tuple[SessionState, Session
         FormatError: As `from_wire`, and when the bytes are not of that format.
     """
     try:
-        document = (
-            msgspec.json.decode(data) if format == "json" else msgspec.msgpack.decode(data)
-        )
+        document = msgspec.json.decode(data) if format == "json" else msgspec.msgpack.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise FormatError(
             f"Expected a conversation as {format}, but the data is not whole: {error}. "

@@ -121,7 +121,9 @@ class SessionOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             only = _names("history_input_fields", self.history_input_fields)
             set_(self, "history_input_fields", only)
         set_(self, "history_policy", _member("history_policy", HistoryPolicy, self.history_policy))
-        set_(self, "on_metric_error", _member("on_metric_error", OnMetricError, self.on_metric_error))
+        set_(
+            self, "on_metric_error", _member("on_metric_error", OnMetricError, self.on_metric_error)
+        )
         set_(self, "copy_mode", _member("copy_mode", CopyMode, self.copy_mode))
         set_(self, "lock", _member("lock", Lock, self.lock))
         if not isinstance(self.strict_history_annotation, bool):

@@ -295,9 +295,7 @@ def replace_turn(
     return turn, changed
 
 
-def annotate(
-    state: SessionState, notes: Mapping[int, tuple[float, str | None]]
-) -> SessionState:
+def annotate(state: SessionState, notes: Mapping[int, tuple[float, str | None]]) -> SessionState:
     """Return the conversation with scores and feedback on the turns with these indices.
 
     Law: only `score` and `feedback` change; what could be redone still can.
@@ -378,5 +376,3 @@ def _check_steps(steps: int) -> int:
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
         raise OptionError(f"steps must be a whole number from 0 up, not {steps!r}.")
     return steps
-
-

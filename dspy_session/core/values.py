@@ -168,7 +168,9 @@ def to_plain(value: Any) -> Any:
     if kind is str:
         return value if value.isascii() else _encode_text(value)
     if kind is int:
-        return value if -_LARGEST_INTEGER <= value <= _LARGEST_INTEGER else _tagged("int", str(value))
+        return (
+            value if -_LARGEST_INTEGER <= value <= _LARGEST_INTEGER else _tagged("int", str(value))
+        )
     if kind is float:
         return value if math.isfinite(value) else _tagged("float", repr(value))
     if kind is list:
@@ -209,7 +211,9 @@ def from_plain(plain: Any) -> Any:
         return {key: from_plain(item) for key, item in plain.items()}
     tag = plain[TYPE_KEY]
     if set(plain) != {TYPE_KEY, VALUE_KEY} or not isinstance(tag, str):
-        raise FormatError(f"a tagged value has the keys {sorted(map(str, plain))}, not $type, value")
+        raise FormatError(
+            f"a tagged value has the keys {sorted(map(str, plain))}, not $type, value"
+        )
     codec = _BY_TAG.get(tag)
     if codec is None:
         raise FormatError(
@@ -238,7 +242,9 @@ def _encode_text(text: str) -> Any:
 
 
 def _encode_dict(value: dict[Any, Any]) -> Any:
-    if TYPE_KEY not in value and all(type(key) is str and _encode_text(key) is key for key in value):
+    if TYPE_KEY not in value and all(
+        type(key) is str and _encode_text(key) is key for key in value
+    ):
         return {key: to_plain(item) for key, item in value.items()}
     return _tagged("dict", [[to_plain(key), to_plain(item)] for key, item in value.items()])
 

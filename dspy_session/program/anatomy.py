@@ -35,6 +35,7 @@ __all__ = [
     "owned_predictor",
     "predictors",
     "refuse_conflicts",
+    "takes_input",
 ]
 
 # Attributes of DSPy's own that hold data, never sub-modules.
@@ -151,9 +152,7 @@ class HistorySlot(msgspec.Struct, frozen=True):
     parameter: str | None
 
 
-def declared_history(
-    signature: type[dspy.Signature], name: str, strict: bool
-) -> str | None:
+def declared_history(signature: type[dspy.Signature], name: str, strict: bool) -> str | None:
     """Return the input field of a signature that is meant to hold a history, or None.
 
     Args:
@@ -210,7 +209,7 @@ def refuse_conflicts(program: dspy.Module, options: SessionOptions) -> None:
             parameter of `forward` has it and is not annotated exactly `dspy.History`.
     """
     name = options.history_field
-    way_out = f"Rename the field, or choose another name: history_field=\"{name}_\"."
+    way_out = f'Rename the field, or choose another name: history_field="{name}_".'
     for path, predictor in predictors(program):
         output = predictor.signature.output_fields.get(name)
         if output is not None and not _mentions_history(output.annotation):
@@ -233,6 +232,19 @@ def refuse_conflicts(program: dspy.Module, options: SessionOptions) -> None:
                 f"strict_history_annotation=True, but {type(program).__name__}.forward takes "
                 f"{name!r} annotated {annotation!r}, not dspy.History. {way_out}"
             )
+
+
+def takes_input(program: dspy.Module, name: str) -> bool:
+    """Whether a program has an input of its own with that name.
+
+    Args:
+        program: Any module.
+        name: The input's name.
+    """
+    function = _forward_of(program)
+    if function is not None and name in inspect.signature(function).parameters:
+        return True
+    return any(name in predictor.signature.input_fields for _, predictor in predictors(program))
 
 
 def _forward_of(program: dspy.Module) -> Callable[..., Any] | None:
@@ -261,7 +273,11 @@ def _forward_parameters(
     if strict:
         return next(iter(exact), None), open_ended
     close = [n for n in parameters if _mentions_history(annotations.get(n))]
-    named = [n for n in parameters if n == name and parameters[n].kind is not inspect.Parameter.VAR_KEYWORD]
+    named = [
+        n
+        for n in parameters
+        if n == name and parameters[n].kind is not inspect.Parameter.VAR_KEYWORD
+    ]
     return next(iter([*exact, *close, *named]), None), open_ended
 
 

@@ -302,8 +302,12 @@ def _disarm(value: Any, stand_in: str) -> Any:
             update={n: _disarm(getattr(value, n), stand_in) for n in type(value).model_fields}
         )
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        parts = {f.name: _disarm(getattr(value, f.name), stand_in) for f in dataclasses.fields(value)}
-        return dataclasses.replace(value, **{n: v for n, v in parts.items() if n in _settable(value)})
+        parts = {
+            f.name: _disarm(getattr(value, f.name), stand_in) for f in dataclasses.fields(value)
+        }
+        return dataclasses.replace(
+            value, **{n: v for n, v in parts.items() if n in _settable(value)}
+        )
     return value
 
 

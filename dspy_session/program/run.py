@@ -27,10 +27,11 @@ from dspy_session.program.anatomy import (
     has_foreign_code,
     history_slot,
     refuse_conflicts,
+    takes_input,
 )
 from dspy_session.program.frame import FRAME_KEY, Draft, Frame, current_frame
 
-__all__ = ["Outcome", "adrive", "astep", "drive", "new_id", "running", "step"]
+__all__ = ["Outcome", "adrive", "astep", "drive", "new_id", "running", "split_settings", "step"]
 
 
 class Outcome(msgspec.Struct, frozen=True, eq=False):
@@ -240,6 +241,30 @@ def async_call(program: dspy.Module) -> Callable[..., Awaitable[Any]]:
         return acall
     in_thread: Callable[..., Awaitable[Any]] = dspy.asyncify(program)
     return in_thread
+
+
+def split_settings(
+    program: dspy.Module, arguments: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Take `lm` and `config` out of a call's arguments, unless the program has such inputs.
+
+    Args:
+        program: The program.
+        arguments: What it was called with.
+
+    Returns:
+        The inputs, and the settings that came among them.
+    """
+    inputs, settings = dict(arguments), {}
+    for name in ("lm", "config"):
+        if name in inputs and not takes_input(program, name):
+            settings[name] = inputs.pop(name)
+    if settings.get("config") is not None and not isinstance(settings["config"], Mapping):
+        raise CallError(
+            'config= must be a dict of LM settings, for example {"temperature": 0.2}, '
+            f"not {type(settings['config']).__name__}."
+        )
+    return inputs, settings
 
 
 def new_id() -> str:

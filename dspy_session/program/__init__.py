@@ -1,0 +1,24 @@
+"""The only place that knows DSPy's insides: how a conversation reaches a program, and comes back.
+
+`tests/test_dspy_contract.py` states what is leaned on, and fails loudly when DSPy moves.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dspy
+
+from dspy_session.core.window import set_history_type
+from dspy_session.program.anatomy import bake_history, fingerprint
+from dspy_session.program.rendering import clear_render_cache, render_counts
+from dspy_session.program.run import astep, step
+
+__all__ = ["astep", "bake_history", "clear_render_cache", "fingerprint", "render_counts", "step"]
+
+
+def _history(messages: list[dict[str, Any]]) -> dspy.History:
+    return dspy.History(messages=messages)
+
+
+set_history_type(_history)
