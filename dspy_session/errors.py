@@ -9,7 +9,7 @@ that builtin too, so `except ValueError` around a wrong option keeps working:
     │   └── HistoryError                   `history=` is not a `dspy.History`, or collides with it
     ├── ModuleTypeError (TypeError)        what was given is not a `dspy.Module`
     ├── TurnIndexError (IndexError)        there is no stored turn with that index
-    ├── LockError (RuntimeError)           a lock of the wrong mode, or a session inside its own turn
+    ├── LockError (RuntimeError)           a lock of the wrong mode, a session inside its own turn
     ├── MetricError (RuntimeError)         a metric raised, and `on_metric_error="raise"`
     ├── ValueCodecError (TypeError)        a value cannot be written out, or its codec failed
     └── FormatError (ValueError)           stored data is corrupt, truncated, or from the future

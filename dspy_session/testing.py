@@ -154,8 +154,9 @@ def in_requested_format(prompt: Prompt, outputs: Mapping[str, Any]) -> str:
         outputs: Field names and values.
 
     Example:
-        >>> in_requested_format([{"role": "user", "content": "Respond with a JSON object"}], {"a": 1})
-        '{"a": 1}'
+        >>> prompt = [{"role": "user", "content": "Respond with a JSON object"}]
+        >>> in_requested_format(prompt, {"answer": 1})
+        '{"answer": 1}'
     """
     asked = prompt[-1]["content"] if prompt else ""
     if "Respond with a JSON object" in asked:

@@ -24,9 +24,13 @@ LAYERS = (
     "errors",  # level 0
     "core",  # 1
     "codec",  # 2
+    "files",
     "stores",  # 3
     "program",  # 4
-    "session",  # 5
+    "locks",  # 5
+    "conversation",
+    "branch",
+    "session",
     "manager",
     ROOT,  # what sits on top of a session may use the public names; nothing below may
     "testing",  # 6
@@ -36,12 +40,12 @@ LAYERS = (
 )
 """Lowest first, with the design's level numbers; within a level, the later uses the earlier."""
 
-KNOWS_DSPY = {"program", "session", "testing", "integrations", "demo", "cli"}
+KNOWS_DSPY = set("program conversation branch session testing integrations demo cli".split())
 
 CORE_STDLIB = set(
-    "__future__ abc base64 bisect collections copy dataclasses datetime decimal difflib enum "
-    "fractions functools hashlib inspect itertools json keyword math numbers operator re reprlib "
-    "string textwrap types typing warnings weakref".split()
+    "__future__ abc base64 bisect collections copy copyreg dataclasses datetime decimal difflib "
+    "enum fractions functools hashlib inspect itertools json keyword math numbers operator re "
+    "reprlib string textwrap types typing warnings weakref".split()
 )
 CORE_BEYOND_STDLIB = ("msgspec", "pyrsistent", f"{PACKAGE}.errors", f"{PACKAGE}.core")
 CLOCK_METHODS = {"now", "utcnow", "today"}

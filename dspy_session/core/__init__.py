@@ -6,6 +6,8 @@ around it (`dspy_session.program`, `dspy_session.Session`) brings those in as ar
 
 from __future__ import annotations
 
+from dspy_session.core import flat as _flat  # noqa: F401  # registers how states are pickled
+from dspy_session.core.copies import private_copy
 from dspy_session.core.options import (
     CopyMode,
     HistoryPolicy,
@@ -34,7 +36,6 @@ from dspy_session.core.turn import Run, Turn
 from dspy_session.core.values import (
     ValueCodec,
     from_plain,
-    private_copy,
     register_value_codec,
     to_plain,
 )

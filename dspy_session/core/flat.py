@@ -12,6 +12,7 @@ number of turns plus the number of positions that were edited.
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -189,6 +190,14 @@ def unpack(flat: FlatState) -> SessionState:
         tip=tip,
         epoch=len(flat.paths),  # above every window's, so that nothing is taken for its prefix
     )
+
+
+def _reduce(state: SessionState) -> tuple[Any, ...]:
+    return unpack, (pack(state),)
+
+
+# Pickling turn by turn would write what each snapshot shows: quadratic in the conversation.
+copyreg.pickle(SessionState, _reduce)
 
 
 def _gather_paths(windows: Sequence[Window]) -> tuple[list[_Stretch], list[int]]:

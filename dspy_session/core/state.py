@@ -127,11 +127,6 @@ class SessionState(msgspec.Struct, frozen=True, eq=False, weakref=True, kw_only=
     def __deepcopy__(self, memo: dict[int, Any]) -> SessionState:
         return self
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        from dspy_session.core import flat  # noqa: PLC0415  # flat needs this module
-
-        return flat.unpack, (flat.pack(self),)
-
     def __repr__(self) -> str:
         return f"SessionState(id={self.id!r}, turns={len(self)}, undone={self.tip - self.stop})"
 

@@ -20,10 +20,10 @@ from typing import Any
 
 import msgspec
 
+from dspy_session.core.copies import copy_fields
 from dspy_session.core.options import HistoryPolicy, SessionOptions
 from dspy_session.core.state import SessionState, record, reseed, visible_window
 from dspy_session.core.turn import Run, Turn
-from dspy_session.core.values import copy_fields
 from dspy_session.core.window import Exchange, Window, seed_exchanges
 from dspy_session.errors import HistoryError
 

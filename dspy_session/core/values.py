@@ -1,10 +1,7 @@
-"""Field values: private copies on the way in and out, and their tagged plain form.
+"""The plain form of field values, in which they are written out, and back.
 
 Rules:
 
-- A value that enters a turn is copied, and copied again on the way out: nobody outside holds a
-  handle on what a conversation contains. Key order is kept.
-- In memory any value is welcome. One that cannot be copied (an open file, a lock) is kept as it is.
 - In its *plain form* a value is JSON: None, booleans, numbers, text, lists, and dicts with text
   keys. Everything else is a tagged dict, `{"$type": tag, "value": ...}`; a user's own dict that has
   a `"$type"` key is tagged itself, so no user value can be mistaken for a tag.
@@ -17,22 +14,19 @@ This module does not know DSPy: `dspy_session.program` registers codecs for DSPy
 from __future__ import annotations
 
 import base64
-import copy
 import datetime as dt
 import decimal
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
 
-from dspy_session.errors import CallError, FormatError, ValueCodecError
+from dspy_session.errors import FormatError, ValueCodecError
 
 __all__ = [
     "ValueCodec",
-    "copy_fields",
     "from_plain",
-    "private_copy",
     "register_value_codec",
     "to_plain",
 ]
@@ -40,64 +34,7 @@ __all__ = [
 TYPE_KEY: Final = "$type"
 VALUE_KEY: Final = "value"
 
-_SCALARS: Final = frozenset({type(None), bool, int, float, str, bytes})
 _LARGEST_INTEGER: Final = 2**63 - 1  # what msgpack and most JSON readers hold without loss
-
-
-def private_copy(value: Any) -> Any:
-    """Return a copy of `value` that shares no mutable part with it.
-
-    Args:
-        value: Anything. Parts that refuse to be copied are shared; there is no other way to keep
-            them, and in memory every value is welcome.
-
-    Returns:
-        An equal value. Immutable scalars are returned as they are.
-
-    Example:
-        >>> tags = ["a"]
-        >>> mine = private_copy(tags)
-        >>> tags.append("b")
-        >>> mine
-        ['a']
-    """
-    if type(value) in _SCALARS:
-        return value
-    try:
-        return copy.deepcopy(value)
-    except Exception:  # deepcopy runs the value's own code, which may raise anything
-        if isinstance(value, dict):
-            return {key: private_copy(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return type(value)(private_copy(item) for item in value)
-        return value
-
-
-def copy_fields(fields: Mapping[str, Any], what: str = "fields") -> dict[str, Any]:
-    """Return a private copy of a mapping from field names to values, in its order.
-
-    Args:
-        fields: Field names and their values.
-        what: What the fields are, for the error message.
-
-    Raises:
-        CallError: `fields` is no mapping, or a name is not text.
-
-    Example:
-        >>> copy_fields({"question": "Hi"})
-        {'question': 'Hi'}
-    """
-    if not isinstance(fields, Mapping):
-        raise CallError(
-            f"{what} must be a mapping from field names to values, not {type(fields).__name__}; "
-            'for example {"question": "Hi"}.'
-        )
-    for name in fields:
-        if not isinstance(name, str):
-            raise CallError(
-                f"{what} must be named by text, but one name is {name!r} ({type(name).__name__})."
-            )
-    return {name: private_copy(value) for name, value in fields.items()}
 
 
 class ValueCodec(msgspec.Struct, frozen=True):
@@ -128,7 +65,7 @@ def register_value_codec(codec: ValueCodec) -> None:
             earlier codec of that tag.
 
     Raises:
-        ValueCodecError: Another type's codec already uses the tag.
+        ValueCodecError: Another type's codec already uses the tag, or the tag is no text.
 
     Example:
         >>> class Celsius(float): ...
@@ -138,6 +75,11 @@ def register_value_codec(codec: ValueCodec) -> None:
         >>> type(from_plain(to_plain(Celsius(21.5)))).__name__
         'Celsius'
     """
+    if not isinstance(codec.tag, str) or not isinstance(codec.type, type):
+        raise ValueCodecError(
+            "A codec needs a text as its tag and a class as its type, "
+            f"not {codec.tag!r} and {codec.type!r}."
+        )
     known = _BY_TAG.get(codec.tag)
     if known is not None and _qualified(known.type) != _qualified(codec.type):
         raise ValueCodecError(
@@ -155,26 +97,35 @@ def to_plain(value: Any) -> Any:
         value: Any value made of registered types.
 
     Raises:
-        ValueCodecError: The value, or a part of it, is of a type without a codec; the message names
-            the type and says how to register one.
+        ValueCodecError: The value, or a part of it, is of a type without a codec (the message names
+            the type and says how to register one), contains itself, or is nested too deeply.
 
     Example:
         >>> to_plain({"when": dt.date(2026, 1, 2), "pair": (1, 2)})["pair"]
         {'$type': 'tuple', 'value': [1, 2]}
     """
+    try:
+        return _plain(value)
+    except RecursionError as error:
+        raise ValueCodecError(
+            "the value contains itself or is nested too deeply, so it has no written form; "
+            "store a flatter one"
+        ) from error
+
+
+def _plain(value: Any) -> Any:
     kind = type(value)
     if value is None or kind is bool:
         return value
     if kind is str:
         return value if value.isascii() else _encode_text(value)
     if kind is int:
-        return (
-            value if -_LARGEST_INTEGER <= value <= _LARGEST_INTEGER else _tagged("int", str(value))
-        )
+        small = -_LARGEST_INTEGER <= value <= _LARGEST_INTEGER
+        return value if small else _tagged("int", hex(value))  # decimal digits have a limit
     if kind is float:
         return value if math.isfinite(value) else _tagged("float", repr(value))
     if kind is list:
-        return [to_plain(item) for item in value]
+        return [_plain(item) for item in value]
     if kind is dict:
         return _encode_dict(value)
     codec = _BY_TYPE.get(kind)
@@ -185,9 +136,11 @@ def to_plain(value: Any) -> Any:
         )
     try:
         encoded = codec.encode(value)
+    except RecursionError:
+        raise
     except Exception as error:  # the codec is a user's code
         raise ValueCodecError(f"the codec {codec.tag!r} failed to encode: {error!r}") from error
-    return _tagged(codec.tag, to_plain(encoded))
+    return _tagged(codec.tag, _plain(encoded))
 
 
 def from_plain(plain: Any) -> Any:
@@ -197,18 +150,26 @@ def from_plain(plain: Any) -> Any:
         plain: What `to_plain` returned, perhaps after a trip through JSON or msgpack.
 
     Raises:
-        FormatError: A tag is malformed or unknown, or its codec rejects the data.
+        FormatError: A tag is malformed or unknown, its codec rejects the data, or it is nested too
+            deeply.
 
     Example:
         >>> from_plain({"$type": "tuple", "value": [1, 2]})
         (1, 2)
     """
+    try:
+        return _value(plain)
+    except RecursionError as error:
+        raise FormatError("the stored data is nested too deeply") from error
+
+
+def _value(plain: Any) -> Any:
     if isinstance(plain, list):
-        return [from_plain(item) for item in plain]
+        return [_value(item) for item in plain]
     if not isinstance(plain, dict):
         return plain
     if TYPE_KEY not in plain:
-        return {key: from_plain(item) for key, item in plain.items()}
+        return {key: _value(item) for key, item in plain.items()}
     tag = plain[TYPE_KEY]
     if set(plain) != {TYPE_KEY, VALUE_KEY} or not isinstance(tag, str):
         raise FormatError(
@@ -221,8 +182,8 @@ def from_plain(plain: Any) -> Any:
             "its codec with dspy_session.register_value_codec before loading"
         )
     try:
-        return codec.decode(from_plain(plain[VALUE_KEY]))
-    except FormatError:
+        return codec.decode(_value(plain[VALUE_KEY]))
+    except (FormatError, RecursionError):
         raise
     except Exception as error:  # a codec meets whatever a file contains
         raise FormatError(f"the stored value tagged {tag!r} cannot be read: {error!r}") from error
@@ -245,8 +206,8 @@ def _encode_dict(value: dict[Any, Any]) -> Any:
     if TYPE_KEY not in value and all(
         type(key) is str and _encode_text(key) is key for key in value
     ):
-        return {key: to_plain(item) for key, item in value.items()}
-    return _tagged("dict", [[to_plain(key), to_plain(item)] for key, item in value.items()])
+        return {key: _plain(item) for key, item in value.items()}
+    return _tagged("dict", [[_plain(key), _plain(item)] for key, item in value.items()])
 
 
 def _qualified(kind: type) -> str:
@@ -259,25 +220,49 @@ def _decode_float(text: str) -> float:
     return float(text)
 
 
+def _decode_bytes(text: str) -> bytes:
+    return base64.b64decode(text, validate=True)
+
+
+def _encode_members(members: set[Any] | frozenset[Any]) -> list[Any]:
+    return sorted(members, key=lambda member: repr(_plain(member)))  # whatever the hash seed
+
+
+def _encode_clock(value: dt.datetime | dt.time) -> Any:
+    """ISO text; with `fold`, where it is set. A datetime keeps its offset, not its zone's name."""
+    if value.tzinfo is not None and value.utcoffset() is None:
+        raise ValueError("its time zone has no fixed offset")
+    text = value.isoformat()
+    return [text, value.fold] if value.fold else text
+
+
+def _clock_decoder(kind: type[dt.datetime | dt.time]) -> Callable[[Any], Any]:
+    def decode(plain: Any) -> Any:
+        text, fold = (plain, 0) if isinstance(plain, str) else plain
+        return kind.fromisoformat(text).replace(fold=fold)
+
+    return decode
+
+
 def _decode_timedelta(parts: list[int]) -> dt.timedelta:
     days, seconds, microseconds = parts
     return dt.timedelta(days=days, seconds=seconds, microseconds=microseconds)
 
 
 for _codec in (
-    ValueCodec("int", int, str, int),
+    ValueCodec("int", int, hex, lambda text: int(text, 16)),
     ValueCodec("float", float, repr, _decode_float),
-    ValueCodec("text", str, str, lambda b: base64.b64decode(b).decode("utf-8", "surrogatepass")),
+    ValueCodec("text", str, str, lambda b: _decode_bytes(b).decode("utf-8", "surrogatepass")),
     ValueCodec("dict", dict, lambda d: list(d.items()), dict),
     ValueCodec("tuple", tuple, list, tuple),
-    ValueCodec("set", set, lambda s: sorted(s, key=repr), set),
-    ValueCodec("frozenset", frozenset, lambda s: sorted(s, key=repr), frozenset),
-    ValueCodec("bytes", bytes, lambda b: base64.b64encode(b).decode(), base64.b64decode),
+    ValueCodec("set", set, _encode_members, set),
+    ValueCodec("frozenset", frozenset, _encode_members, frozenset),
+    ValueCodec("bytes", bytes, lambda b: base64.b64encode(b).decode(), _decode_bytes),
     ValueCodec("complex", complex, lambda c: [c.real, c.imag], lambda c: complex(*c)),
     ValueCodec("decimal", decimal.Decimal, str, decimal.Decimal),
-    ValueCodec("datetime", dt.datetime, dt.datetime.isoformat, dt.datetime.fromisoformat),
+    ValueCodec("datetime", dt.datetime, _encode_clock, _clock_decoder(dt.datetime)),
     ValueCodec("date", dt.date, dt.date.isoformat, dt.date.fromisoformat),
-    ValueCodec("time", dt.time, dt.time.isoformat, dt.time.fromisoformat),
+    ValueCodec("time", dt.time, _encode_clock, _clock_decoder(dt.time)),
     ValueCodec(
         "timedelta", dt.timedelta, lambda d: [d.days, d.seconds, d.microseconds], _decode_timedelta
     ),

@@ -20,7 +20,7 @@ from typing import Any, Final
 import msgspec
 from pyrsistent import PVector, pvector
 
-from dspy_session.core.values import copy_fields, private_copy
+from dspy_session.core.copies import copy_fields, private_copy
 
 __all__ = ["Exchange", "PlainHistory", "View", "Window", "set_history_type"]
 

@@ -17,7 +17,7 @@ so whatever an optimizer does to a predictor is what runs.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, final
 
 import dspy
 import msgspec
@@ -26,6 +26,7 @@ from dspy.utils.callback import BaseCallback
 from dspy_session.core.window import View, Window
 from dspy_session.program.anatomy import declared_history
 from dspy_session.program.frame import Frame, current_frame
+from dspy_session.program.markers import marked_text
 from dspy_session.program.rendering import Conversation, rendering_adapter, transcript
 
 __all__ = ["AdapterKeeper", "ConversationAdapter", "wrap_adapter"]
@@ -35,6 +36,7 @@ _TEXT_ONLY: Final = (dspy.TwoStepAdapter,)  # puts the bare repr of a History in
 Shape = tuple[tuple[str, ...], tuple[str, ...]]
 
 
+@final
 class ConversationAdapter:
     """The user's adapter, with the running conversation added to the calls of its program.
 
@@ -73,7 +75,10 @@ class ConversationAdapter:
     ) -> list[dict[str, Any]]:
         """Make one LM call with the conversation in it; what DSPy calls."""
         call = _plan(self._inner, _Call(lm, lm_kwargs, signature, demos, inputs))
-        return call.adapter(call.lm, call.lm_kwargs, call.signature, call.demos, call.inputs)
+        answers: list[dict[str, Any]] = call.adapter(
+            call.lm, call.lm_kwargs, call.signature, call.demos, call.inputs
+        )
+        return answers
 
     async def acall(
         self,
@@ -85,12 +90,23 @@ class ConversationAdapter:
     ) -> list[dict[str, Any]]:
         """As `__call__`, for async programs."""
         call = _plan(self._inner, _Call(lm, lm_kwargs, signature, demos, inputs))
-        return await call.adapter.acall(
+        answers: list[dict[str, Any]] = await call.adapter.acall(
             call.lm, call.lm_kwargs, call.signature, call.demos, call.inputs
         )
+        return answers
+
+    def format_user_message_content(
+        self, signature: type[dspy.Signature], inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """As the adapter inside; text with DSPy's own types in it remembers them.
+
+        ReAct makes the text of its trajectory so, and gives it to its predictors as an input.
+        """
+        content = self._inner.format_user_message_content(signature, inputs, *args, **kwargs)
+        return marked_text(content, inputs) if isinstance(content, str) else content
 
 
-def wrap_adapter(adapter: dspy.Adapter | None) -> ConversationAdapter:
+def wrap_adapter(adapter: dspy.Adapter | ConversationAdapter | None) -> ConversationAdapter:
     """Return the adapter that a turn runs under.
 
     Args:
@@ -101,7 +117,7 @@ def wrap_adapter(adapter: dspy.Adapter | None) -> ConversationAdapter:
     return ConversationAdapter(dspy.ChatAdapter() if adapter is None else adapter)
 
 
-class AdapterKeeper(BaseCallback):  # type: ignore[misc]  # DSPy ships no types for it
+class AdapterKeeper(BaseCallback):
     """Puts the conversation back in when a program sets an adapter of its own inside `forward`.
 
     As a callback it runs in the very context in which a predictor is about to read
@@ -112,7 +128,13 @@ class AdapterKeeper(BaseCallback):  # type: ignore[misc]  # DSPy ships no types 
     def __init__(self) -> None:
         self._entered: dict[str, Any] = {}
 
-    def on_module_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+    # DSPy calls both by keyword, so an argument that is of no use here is named all the same.
+    def on_module_start(
+        self,
+        call_id: str,
+        instance: Any,
+        inputs: dict[str, Any],  # noqa: ARG002
+    ) -> None:
         """Wrap the active adapter, if a predictor of the program starts under an unwrapped one."""
         adapter = dspy.settings.adapter
         if not isinstance(instance, dspy.Predict) or type(adapter) is ConversationAdapter:
@@ -126,7 +148,10 @@ class AdapterKeeper(BaseCallback):  # type: ignore[misc]  # DSPy ships no types 
         self._entered[call_id] = entered
 
     def on_module_end(
-        self, call_id: str, outputs: Any, exception: BaseException | None = None
+        self,
+        call_id: str,
+        outputs: Any,  # noqa: ARG002
+        exception: BaseException | None = None,  # noqa: ARG002
     ) -> None:
         """Put back what was there before the predictor started."""
         entered = self._entered.pop(call_id, None)
@@ -150,9 +175,9 @@ def _plan(inner: dspy.Adapter, call: _Call) -> _Call:
     call.adapter = inner
     caller = (dspy.settings.caller_modules or [None])[-1]
     frame = _owning_frame(caller)
+    _apply_settings(frame or current_frame(), caller, call)
     if frame is None:
         return call
-    _apply_settings(frame, caller, call)
     options = frame.options
     declared = declared_history(
         call.signature, options.history_field, options.strict_history_annotation
@@ -161,9 +186,13 @@ def _plan(inner: dspy.Adapter, call: _Call) -> _Call:
     if isinstance(given, Conversation):  # planned already, by an adapter around this one
         call.adapter = rendering_adapter(inner)
         return call
-    if given is not None and given is not frame.passed:
-        if given is not call.signature.input_fields[declared].default:
-            return call  # the program passes a history of its own; that one stands
+    if (
+        declared
+        and given is not None
+        and given is not frame.passed
+        and given is not call.signature.input_fields[declared].default
+    ):
+        return call  # the program passes a history of its own; that one stands
     field = declared or options.history_field
     if frame.explicit and frame.passed is not None:
         # DSPy's trace holds this very dict: what optimizers replay becomes an input of the demo.
@@ -176,18 +205,20 @@ def _plan(inner: dspy.Adapter, call: _Call) -> _Call:
     return call
 
 
-def _apply_settings(frame: Frame, caller: Any, call: _Call) -> None:
-    """Bring the turn's own LM and LM settings to this call."""
+def _apply_settings(frame: Frame | None, caller: Any, call: _Call) -> None:
+    """Bring the turn's own LM settings to this call, and its LM to the program's predictors."""
+    if frame is None:
+        return
     if frame.config:
         call.lm_kwargs = {**call.lm_kwargs, **frame.config}
-    if frame.lm is not None and frame.owned(caller) is caller:
+    if frame.lm is not None and any(caller is predictor for predictor in frame.owned(caller)):
         call.lm = frame.lm  # copies (BestOfN's attempts) keep the LM they were given
 
 
 def _owning_frame(caller: Any) -> Frame | None:
     """The innermost running turn whose program `caller` is a predictor of, copies included."""
     frame = current_frame()
-    while frame is not None and frame.owned(caller) is None:
+    while frame is not None and not frame.owned(caller):
         frame = frame.parent
     return frame
 
@@ -203,10 +234,13 @@ def _shape_fits(shape: Shape, view: View, signature: type[dspy.Signature]) -> bo
     fields = {*inputs, *outputs}
     if fields.isdisjoint(signature.input_fields):
         return False
-    return not fields.isdisjoint(signature.output_fields) or (
-        # A plain return is recorded as `output`: it is what the only output of a predictor said.
-        outputs == ["output"] and len(signature.output_fields) == 1
-    )
+    if not fields.isdisjoint(signature.output_fields):
+        return True
+    # A plain return is recorded as `output`: it is what the only output of a predictor said.
+    # In the messages of a seed or of a given history, inputs and outputs stand side by side.
+    plain_return = outputs == ["output"] if shape[0] else "output" in outputs
+    only_output = len(signature.output_fields) == 1 and "output" not in signature.input_fields
+    return plain_return and only_output
 
 
 def _shown(shape: Shape, view: View) -> tuple[list[str], list[str]]:
@@ -245,6 +279,7 @@ def _with_history(
         return known.signature
     if as_pairs and not declared:
         made = signature.append(field, dspy.InputField(), dspy.History)
+        _remember_original(made, field, signature)
     elif as_pairs:
         made = signature.with_updated_fields(field, type_=dspy.History)
     else:
@@ -254,6 +289,22 @@ def _with_history(
         _injected.clear()
     _injected[key] = _Injected(stamp, made)
     return made
+
+
+def _remember_original(
+    made: type[dspy.Signature], field: str, original: type[dspy.Signature]
+) -> None:
+    """Let `made.delete(field)`, which DSPy asks for in every call, answer with the original class.
+
+    DSPy would make the same signature anew each time, at a third of the cost of a short call.
+    """
+
+    def delete(name: str) -> type[dspy.Signature]:
+        own: Any = dspy.Signature.delete
+        shorter: type[dspy.Signature] = original if name == field else own.__func__(made, name)
+        return shorter
+
+    type.__setattr__(made, "delete", staticmethod(delete))
 
 
 def _stamp(signature: type[dspy.Signature]) -> tuple[str, list[tuple[str, Any, dict[str, Any]]]]:

@@ -32,7 +32,7 @@ __all__ = [
     "has_foreign_code",
     "history_slot",
     "holds_learned_state",
-    "owned_predictor",
+    "owned_predictors",
     "predictors",
     "refuse_conflicts",
     "takes_input",
@@ -112,14 +112,14 @@ def predictors(program: dspy.Module) -> Iterator[tuple[str, dspy.Predict]]:
             yield path, module
 
 
-def owned_predictor(program: dspy.Module, stage: str) -> dspy.Predict | None:
-    """Return the program's predictor with that stage, or None.
+def owned_predictors(program: dspy.Module, stage: str) -> tuple[dspy.Predict, ...]:
+    """Return the program's predictors with that stage: those made by copying one share it.
 
     Args:
         program: Any module.
         stage: The `stage` of a predictor or of one of its copies.
     """
-    return next((p for _, p in predictors(program) if p.stage == stage), None)
+    return tuple(p for _, p in predictors(program) if p.stage == stage)
 
 
 def has_foreign_code(program: dspy.Module) -> bool:
@@ -193,7 +193,7 @@ def history_slot(program: dspy.Module, options: SessionOptions) -> HistorySlot:
         }
         if len(declared) == 1:
             parameter = declared.pop()
-    is_default = name == SessionOptions.__struct_defaults__[0]
+    is_default = name == SessionOptions().history_field
     return HistorySlot(parameter if parameter and is_default else name, parameter)
 
 
@@ -287,7 +287,7 @@ def _annotations(function: Callable[..., Any] | None) -> Mapping[str, Any]:
         return {}
     try:
         return inspect.get_annotations(function, eval_str=True)
-    except Exception:  # annotations are a user's code; a name may exist for type checkers only
+    except Exception:  # noqa: BLE001  # a user's code, with names that only type checkers may see
         raw: Mapping[str, Any] = getattr(function, "__annotations__", {})
         return {
             name: dspy.History if text in ("dspy.History", "History") else text

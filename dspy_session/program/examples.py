@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+import math
+import numbers
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 import dspy
-import msgspec
 
 from dspy_session.core.options import OnMetricError, SessionOptions
 from dspy_session.core.state import SessionState, annotate
 from dspy_session.core.turn import Turn
 from dspy_session.errors import CallError, MetricError
 
-__all__ = ["Metric", "Verdict", "example_of", "examples_of", "score_turns", "scored"]
+__all__ = ["Gold", "Metric", "Verdict", "example_of", "examples_of", "scored"]
 
 logger = logging.getLogger("dspy_session")
 
@@ -25,8 +27,11 @@ it; it returns a number, a bool, or a `dspy.Prediction(score=..., feedback=...)`
 
 _MOST_ARGUMENTS: Final = 5  # GEPA's metrics: gold, pred, trace, pred_name, pred_trace
 
+Gold = dspy.Example | Sequence[dspy.Example] | None
+"""What turns are compared with: one example for all, one per turn, or None for the turn itself."""
 
-class Verdict(msgspec.Struct, frozen=True):
+
+class Verdict(NamedTuple):
     """What a metric said of one turn.
 
     Attributes:
@@ -58,23 +63,26 @@ def example_of(turn: Turn, history_field: str | None) -> dspy.Example:
     return example.with_inputs(*inputs)
 
 
-def score_turns(
-    turns: Sequence[Turn],
+def scored(
+    state: SessionState,
     metric: Metric,
     options: SessionOptions,
-    gold: dspy.Example | Sequence[dspy.Example] | None = None,
-) -> list[Verdict]:
-    """Ask a metric about each turn.
+    gold: Gold = None,
+    *,
+    require_outputs: bool = False,
+) -> tuple[dict[int, Verdict], SessionState]:
+    """Score a conversation.
 
     Args:
-        turns: The turns.
+        state: The conversation.
         metric: See `Metric`; a third positional parameter gets `trace=None`.
         options: `on_metric_error` says what a raising metric does.
         gold: What the metric compares with: one example for all turns, or one per turn; None for
             the turn's own inputs, outputs and history.
+        require_outputs: Whether turns without outputs are passed over.
 
     Returns:
-        One verdict per turn.
+        The verdicts by turn index, and the state whose turns carry them.
 
     Raises:
         CallError: There are not as many gold examples as turns, or the metric is not callable.
@@ -82,52 +90,20 @@ def score_turns(
     """
     if not callable(metric):
         raise CallError(f"metric must be callable, not {type(metric).__name__}.")
-    if gold is None:
-        golds = [example_of(turn, options.history_field) for turn in turns]
-    elif isinstance(gold, dspy.Example):
-        golds = [gold] * len(turns)
-    else:
-        golds = list(gold)
-        if len(golds) != len(turns):
-            raise CallError(
-                f"gold must be one Example or one per turn: there are {len(turns)} turns, but "
-                f"{len(golds)} examples came."
-            )
-    return [
-        _verdict(turn, example, metric, options) for turn, example in zip(turns, golds, strict=True)
-    ]
-
-
-def scored(
-    state: SessionState,
-    metric: Metric,
-    options: SessionOptions,
-    gold: dspy.Example | Sequence[dspy.Example] | None = None,
-) -> tuple[list[float], dict[int, tuple[float, str | None]], SessionState]:
-    """Score a conversation.
-
-    Args:
-        state: The conversation.
-        metric: As in `score_turns`.
-        options: As in `score_turns`.
-        gold: As in `score_turns`.
-
-    Returns:
-        A score per turn, the same by turn index with feedback, and the state whose turns carry it.
-    """
     turns = state.turns
-    verdicts = score_turns(turns, metric, options, gold)
-    notes = {t.index: (v.score, v.feedback) for t, v in zip(turns, verdicts, strict=True)}
-    return [verdict.score for verdict in verdicts], notes, annotate(state, notes)
+    verdicts = {
+        turn.index: _verdict(turn, example, metric, options)
+        for turn, example in zip(turns, _golds(turns, gold, options), strict=True)
+        if _has_outputs(turn) or not require_outputs
+    }
+    return verdicts, annotate(state, verdicts)
 
 
 def examples_of(
     state: SessionState,
     options: SessionOptions,
     *,
-    metric: Metric | None = None,
     min_score: float | None = None,
-    gold: dspy.Example | Sequence[dspy.Example] | None = None,
     include_history: bool = True,
     strict_trajectory: bool = False,
     require_outputs: bool = True,
@@ -137,9 +113,7 @@ def examples_of(
     Args:
         state: The conversation; it is not changed.
         options: The session's options.
-        metric: Scores the turns; None uses the scores they carry.
         min_score: Leave out turns that score lower, and unscored ones; None keeps all.
-        gold: As in `score_turns`.
         include_history: Whether examples hold what their call saw, as an input.
         strict_trajectory: Whether the first turn that is left out takes all later ones with it,
             for they may build on it.
@@ -147,23 +121,45 @@ def examples_of(
 
     Returns:
         The examples, oldest first.
+
+    Raises:
+        CallError: `min_score` is no number.
     """
-    turns = state.turns
-    scores: list[float | None]
-    if metric is None:
-        scores = [turn.score for turn in turns]
-    else:
-        scores = [verdict.score for verdict in score_turns(turns, metric, options, gold)]
+    if min_score is not None and not isinstance(min_score, numbers.Real):
+        raise CallError(f"min_score must be None or a number, not {min_score!r}.")
     field = options.history_field if include_history else None
     examples = []
-    for turn, score in zip(turns, scores, strict=True):
-        fits = not (require_outputs and not turn.exchange.shape[1])
-        if min_score is not None and (score is None or score < min_score):
-            fits = False
-        if fits:
+    for turn in state:
+        good = min_score is None or (turn.score is not None and turn.score >= min_score)
+        if good and (_has_outputs(turn) or not require_outputs):
             examples.append(example_of(turn, field))
         elif strict_trajectory:
             break
+    return examples
+
+
+def _has_outputs(turn: Turn) -> bool:
+    return bool(turn.exchange.shape[1])
+
+
+def _golds(turns: Sequence[Turn], gold: Gold, options: SessionOptions) -> list[dspy.Example]:
+    """What each turn is compared with."""
+    if gold is None:
+        return [example_of(turn, options.history_field) for turn in turns]
+    if isinstance(gold, dspy.Example):
+        return [gold] * len(turns)
+    examples = list(gold) if isinstance(gold, Iterable) else [gold]
+    for example in examples:
+        if not isinstance(example, dspy.Example):
+            raise CallError(
+                "gold must be one dspy.Example or one per turn, "
+                f"but a value of type {type(example).__name__} came."
+            )
+    if len(examples) != len(turns):
+        raise CallError(
+            f"gold must be one dspy.Example or one per turn: there are {len(turns)} turns, but "
+            f"{len(examples)} examples came."
+        )
     return examples
 
 
@@ -173,7 +169,7 @@ def _verdict(turn: Turn, example: dspy.Example, metric: Metric, options: Session
         prediction[name] = value
     try:
         return _read(metric(example, prediction, *_further_arguments(metric)))
-    except Exception as error:  # noqa: BLE001  # a metric is a user's code
+    except Exception as error:  # a metric is a user's code
         message = f"The metric failed on turn {turn.index}: {error!r}."
         if options.on_metric_error is OnMetricError.RAISE:
             raise MetricError(
@@ -187,12 +183,21 @@ def _read(result: Any) -> Verdict:
     """Read what a metric returned."""
     if isinstance(result, Mapping | dspy.Example):
         words = result.get("feedback")
-        return Verdict(float(result["score"]), None if words is None else str(words))
-    return Verdict(float(result))
+        return Verdict(_finite(result["score"]), None if words is None else str(words))
+    return Verdict(_finite(result))
+
+
+def _finite(score: Any) -> float:
+    number = float(score)
+    if not math.isfinite(number):  # NaN passes every threshold, and JSON holds neither
+        raise ValueError(f"a score must be a finite number, not {number}")
+    return number
 
 
 def _further_arguments(metric: Metric) -> tuple[None, ...]:
     """The arguments after example and prediction: a trace, where the metric takes one."""
+    if isinstance(metric, dspy.Module):  # whose __call__ takes anything
+        metric = types.MethodType(getattr(type(metric), "forward", metric), metric)
     try:
         parameters = inspect.signature(metric).parameters.values()
     except (TypeError, ValueError):  # a builtin; DSPy's convention is three arguments

@@ -17,14 +17,14 @@ from dspy.utils.usage_tracker import UsageTracker
 
 from dspy_session.core.options import SessionOptions
 from dspy_session.core.window import Window
-from dspy_session.program.anatomy import owned_predictor
+from dspy_session.program.anatomy import owned_predictors
 
 __all__ = ["Draft", "Frame", "FRAME_KEY", "current_frame"]
 
 FRAME_KEY: Final = "dspy_session_frame"
 
 
-class Draft(UsageTracker):  # type: ignore[misc]  # DSPy ships no types for it
+class Draft(UsageTracker):
     """What gathers during one turn: token usage, cost, and which predictors are the program's.
 
     DSPy finds it in two places. As `settings.usage_tracker` it counts tokens; `dspy.Parallel` would
@@ -37,7 +37,7 @@ class Draft(UsageTracker):  # type: ignore[misc]  # DSPy ships no types for it
         super().__init__()
         self.cost: float | None = None
         self.entered = False
-        self.owned: dict[str, dspy.Predict | None] = {}
+        self.owned: dict[str, tuple[dspy.Predict, ...]] = {}
         self.history = _CostLog(self)
         self._mutex = threading.Lock()
 
@@ -45,6 +45,12 @@ class Draft(UsageTracker):  # type: ignore[misc]  # DSPy ships no types for it
         """Count the tokens of one LM call, from any thread."""
         with self._mutex:
             super().add_usage(lm, usage_entry)
+
+    def get_total_tokens(self) -> dict[str, dict[str, Any]]:
+        """Add up what was counted so far; threads that the turn left behind may still count."""
+        with self._mutex:
+            total: dict[str, dict[str, Any]] = super().get_total_tokens()
+            return total
 
     def add_cost(self, cost: float) -> None:
         """Count the cost of one LM call in US dollars, from any thread."""
@@ -103,19 +109,18 @@ class Frame(msgspec.Struct, frozen=True, eq=False):
     config: Mapping[str, Any] = {}
     parent: Frame | None = None
 
-    def owned(self, caller: Any) -> dspy.Predict | None:
-        """Return the program's predictor that `caller` is, or is a copy of; None for others.
+    def owned(self, caller: Any) -> tuple[dspy.Predict, ...]:
+        """Return the program's predictors that `caller` is, or is a copy of; none for others.
 
         Args:
             caller: The module that makes an LM call.
         """
-        stage = getattr(caller, "stage", None)
-        if stage is None:
-            return None
+        if not isinstance(caller, dspy.Predict):
+            return ()
         known = self.draft.owned
-        if stage not in known:
-            known[stage] = owned_predictor(self.program, stage)
-        return known[stage]
+        if caller.stage not in known:
+            known[caller.stage] = owned_predictors(self.program, caller.stage)
+        return known[caller.stage]
 
 
 def current_frame() -> Frame | None:

@@ -11,38 +11,67 @@ keep doing so.
 
 from __future__ import annotations
 
-import dataclasses
+import copy
+import functools
 import re
 import threading
 import weakref
-from collections.abc import Iterator
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final, final
 
 import dspy
-import pydantic
-from dspy.adapters._legacy_type_markers import _split_legacy_custom_type_text_to_blocks
-from dspy.adapters.types.base_type import CUSTOM_TYPE_START_IDENTIFIER
+from dspy.adapters.utils import format_field_value
+from pydantic_core import core_schema
 
 from dspy_session.core.window import Exchange, View, Window
+from dspy_session.program.markers import has_marker, keep_text, marked_text
 
 __all__ = ["Conversation", "clear_render_cache", "render_counts", "rendering_adapter", "transcript"]
 
 Message = dict[str, Any]
 
 
+@final
 class Conversation:
     """What stands in a call's inputs as the history: a window, rendered only when asked.
 
-    Adapters that know nothing of it find the `messages` of a `dspy.History`.
+    Adapters that know nothing of it find the `dspy.History` of the same messages, made when they
+    look into it.
     """
 
     def __init__(self, window: Window) -> None:
         self.window = window
 
-    @property
-    def messages(self) -> list[Message]:
-        """The past exchanges as dicts of field values."""
-        return self.window.messages()
+    @property  # type: ignore[misc]  # adapters and callbacks ask isinstance(value, dspy.History)
+    def __class__(self) -> type:
+        return dspy.History
+
+    @functools.cached_property
+    def _history(self) -> dspy.History:
+        return dspy.History(messages=self.window.messages())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._history, name)
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        return iter(self._history)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Conversation, (self.window,)
+
+    def __repr__(self) -> str:
+        return repr(self._history)
+
+    def __str__(self) -> str:
+        return str(self._history)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, *_: Any) -> core_schema.CoreSchema:
+        return core_schema.any_schema(
+            serialization=core_schema.plain_serializer_function_ser_schema(
+                lambda conversation: {"messages": conversation.messages}
+            )
+        )
 
 
 class _OneMessage:
@@ -74,16 +103,44 @@ class _RenderCache:
         self.rendered = 0
         self.reused = 0
 
-    def table(self, key: Any) -> tuple[_Table, _Table | None]:
-        """The young and the old entries for one adapter, signature and view."""
+    def of(
+        self, key: Any, window: Window, render: Callable[[Exchange], tuple[Message, ...]]
+    ) -> Iterator[tuple[Message, ...]]:
+        """Yield what `render` makes of each exchange, from the cache where it has it.
+
+        Args:
+            key: What the rendering depends on beside the exchange; None keeps nothing.
+            window: The exchanges.
+            render: Renders one exchange.
+        """
+        young, old = self._tables(key)
+        for exchange in window:
+            messages = young.get(exchange)
+            if messages is not None:
+                self.reused += 1
+            else:
+                messages = old.get(exchange)
+                if messages is None:
+                    messages = render(exchange)
+                    self.rendered += 1
+                else:
+                    self.reused += 1
+                young[exchange] = messages
+                self._grew(messages)
+            yield messages
+
+    def _tables(self, key: Any) -> tuple[_Table, _Table]:
+        """The young and the old entries under a key."""
+        if key is None:
+            return weakref.WeakKeyDictionary(), weakref.WeakKeyDictionary()
         with self._mutex:
             young = self._young.get(key)
             if young is None:
                 young = self._young[key] = weakref.WeakKeyDictionary()
-            return young, self._old.get(key)
+            return young, self._old.get(key, _NOTHING)
 
-    def grew(self, messages: tuple[Message, ...]) -> None:
-        size = sum(len(m["content"]) for m in messages if isinstance(m.get("content"), str)) + 200
+    def _grew(self, messages: tuple[Message, ...]) -> None:
+        size = 200 + sum(len(str(message["content"])) for message in messages)
         with self._mutex:
             self._size += size
             if self._size > self.LIMIT:
@@ -91,6 +148,7 @@ class _RenderCache:
 
 
 _Table = weakref.WeakKeyDictionary[Exchange, tuple[Message, ...]]
+_NOTHING: Final[_Table] = weakref.WeakKeyDictionary()
 _cache = _RenderCache()
 
 
@@ -107,8 +165,16 @@ def render_counts() -> tuple[int, int]:
 # --- the rendering adapter ------------------------------------------------------------------------
 
 
-class _Rendering:
+if TYPE_CHECKING:
+    _Mixin = dspy.ChatAdapter  # what `super()` finds: whatever the class mixed into has
+else:
+    _Mixin = object
+
+
+class _Rendering(_Mixin):
     """The methods of a rendering adapter; `type(...)` mixes them into the user's adapter class."""
+
+    _rendered_kind: type[dspy.Adapter]
 
     def format_conversation_history(
         self, signature: type[dspy.Signature], history_field_name: str, inputs: dict[str, Any]
@@ -116,35 +182,18 @@ class _Rendering:
         """Return the past exchanges as messages, from the cache where it has them."""
         given = inputs.get(history_field_name)
         if not isinstance(given, Conversation):
-            messages: list[Message] = super().format_conversation_history(  # type: ignore[misc]
+            messages: list[Message] = super().format_conversation_history(
                 signature, history_field_name, inputs
             )
             return messages
         del inputs[history_field_name]
-        return list(self._messages_of(signature, history_field_name, given.window))
+        view = given.window.view
 
-    def _messages_of(
-        self, signature: type[dspy.Signature], name: str, window: Window
-    ) -> Iterator[Message]:
-        key = _cache_key(self, signature, window.view)
-        if key is None:
-            for exchange in window:
-                yield from self._render(signature, name, exchange, window.view)
-            return
-        young, old = _cache.table(key)
-        for exchange in window:
-            messages = young.get(exchange)
-            if messages is None:
-                messages = old.get(exchange) if old is not None else None
-                if messages is None:
-                    messages = self._render(signature, name, exchange, window.view)
-                    _cache.rendered += 1
-                young[exchange] = messages
-                _cache.grew(messages)
-            else:
-                _cache.reused += 1
-            for message in messages:
-                yield message.copy()
+        def render(exchange: Exchange) -> tuple[Message, ...]:
+            return self._render(signature, history_field_name, exchange, view)
+
+        rendered = _cache.of(_cache_key(self, signature, view), given.window, render)
+        return [_fresh(message) for messages in rendered for message in messages]
 
     def _render(
         self, signature: type[dspy.Signature], name: str, exchange: Exchange, view: View
@@ -166,7 +215,7 @@ class _Rendering:
     def _rendered_by_dspy(
         self, signature: type[dspy.Signature], name: str, fields: Message
     ) -> list[Message]:
-        messages: list[Message] = super().format_conversation_history(  # type: ignore[misc]
+        messages: list[Message] = super().format_conversation_history(
             signature, name, {name: _OneMessage(fields)}
         )
         return messages
@@ -175,22 +224,13 @@ class _Rendering:
         self, signature: type[dspy.Signature], inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
         """Render user text; a user's own text that looks like a DSPy type marker stays text."""
-        content = super().format_user_message_content(  # type: ignore[misc]
-            signature, inputs, *args, **kwargs
-        )
-        if not isinstance(content, str) or CUSTOM_TYPE_START_IDENTIFIER not in content:
-            return content
-        stand_in = _unused_stand_in(content)
-        disarmed = {name: _disarm(value, stand_in) for name, value in inputs.items()}
-        safe: str = super().format_user_message_content(  # type: ignore[misc]
-            signature, disarmed, *args, **kwargs
-        )
-        if stand_in not in safe:
-            return content  # every marker is DSPy's own
-        return [_rearm(block, stand_in) for block in _split_legacy_custom_type_text_to_blocks(safe)]
+        content = super().format_user_message_content(signature, inputs, *args, **kwargs)
+        if isinstance(content, str) and has_marker(content):
+            return keep_text(content, signature, inputs)
+        return content
 
     def _make_json_adapter_fallback(self) -> dspy.Adapter:
-        fallback: dspy.Adapter = super()._make_json_adapter_fallback()  # type: ignore[misc]
+        fallback: dspy.Adapter = super()._make_json_adapter_fallback()
         return rendering_adapter(fallback)
 
 
@@ -223,7 +263,11 @@ def rendering_adapter(adapter: dspy.Adapter) -> dspy.Adapter:
 
 
 def _rendering_class(kind: type[dspy.Adapter]) -> type:
-    body: dict[str, Any] = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    body: dict[str, Any] = {
+        "__module__": kind.__module__,
+        "__qualname__": kind.__qualname__,
+        "_rendered_kind": kind,
+    }
     made = type(kind.__name__, (_bases_for(kind), kind), body)
     # DSPy wraps format and parse of every subclass to fire callbacks; ours would fire them twice.
     for name in ("format", "parse"):
@@ -249,27 +293,28 @@ class _OwnHistory(_Rendering):
         given = inputs.get(history_field_name)
         if isinstance(given, Conversation):
             inputs[history_field_name] = dspy.History(messages=given.messages)
-        messages: list[Message] = super(_Rendering, self).format_conversation_history(  # type: ignore[misc]
+        messages: list[Message] = super(_Rendering, self).format_conversation_history(
             signature, history_field_name, inputs
         )
         return messages
 
 
-_BUILT_IN: Final = (dspy.ChatAdapter, dspy.JSONAdapter, dspy.XMLAdapter)
-
-
-def _cache_key(adapter: Any, signature: type[dspy.Signature], view: View) -> Any:
+def _cache_key(adapter: _Rendering, signature: type[dspy.Signature], view: View) -> Any:
     """What a rendered exchange depends on; None where that cannot be told, so nothing is kept."""
-    kind = type(adapter).__mro__[2] if isinstance(adapter, _Rendering) else type(adapter)
-    if isinstance(adapter, _OwnHistory):
-        kind = type(adapter).__mro__[3]
-    attributes = {n: v for n, v in vars(adapter).items() if n != "callbacks"}
+    kind, attributes = adapter._rendered_kind, {**vars(adapter)}
+    attributes.pop("callbacks", None)
     attributes["native_response_types"] = tuple(attributes.get("native_response_types", ()))
+    if not all(map(_is_constant, attributes.values())):
+        return None
+    by_name: Mapping[str, Any] = signature.fields
     fields = tuple(
-        (name, info.annotation, *sorted(info.json_schema_extra.items()))
-        for name, info in signature.fields.items()
+        # Equal annotations may be written differently: Literal["a", "b"] == Literal["b", "a"].
+        (name, info.annotation, repr(info.annotation), *sorted(info.json_schema_extra.items()))
+        for name, info in by_name.items()
     )
-    key = (kind, tuple(sorted(attributes.items())), signature.instructions, fields, view)
+    # DSPy's own adapters leave the instructions out of past turns; programs may vary them per call.
+    instructions = "" if kind.__module__.startswith("dspy.adapters.") else signature.instructions
+    key = (kind, tuple(sorted(attributes.items())), instructions, fields, view)
     try:
         hash(key)
     except TypeError:
@@ -277,48 +322,16 @@ def _cache_key(adapter: Any, signature: type[dspy.Signature], view: View) -> Any
     return key
 
 
-# --- markers --------------------------------------------------------------------------------------
+def _is_constant(value: Any) -> bool:
+    """Whether a value that an adapter holds can only be replaced, not changed."""
+    if isinstance(value, tuple):
+        return all(map(_is_constant, value))
+    return value is None or isinstance(value, str | int | float | type)
 
 
-def _unused_stand_in(text: str) -> str:
-    number = 0
-    while (stand_in := f"\ue000{number}\ue000") in text:
-        number += 1
-    return stand_in
-
-
-def _disarm(value: Any, stand_in: str) -> Any:
-    """Replace DSPy's marker inside text by a stand-in; DSPy's own types are left as they are."""
-    if isinstance(value, str):
-        return value.replace(CUSTOM_TYPE_START_IDENTIFIER, stand_in)
-    if isinstance(value, dict):
-        return {_disarm(k, stand_in): _disarm(v, stand_in) for k, v in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return type(value)(_disarm(item, stand_in) for item in value)
-    if isinstance(value, dspy.Type):
-        return value
-    if isinstance(value, pydantic.BaseModel):
-        return value.model_copy(
-            update={n: _disarm(getattr(value, n), stand_in) for n in type(value).model_fields}
-        )
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        parts = {
-            f.name: _disarm(getattr(value, f.name), stand_in) for f in dataclasses.fields(value)
-        }
-        return dataclasses.replace(
-            value, **{n: v for n, v in parts.items() if n in _settable(value)}
-        )
-    return value
-
-
-def _settable(value: Any) -> set[str]:
-    return {field.name for field in dataclasses.fields(value) if field.init}
-
-
-def _rearm(block: Message, stand_in: str) -> Message:
-    if block.get("type") == "text" and isinstance(block.get("text"), str):
-        return {**block, "text": block["text"].replace(stand_in, CUSTOM_TYPE_START_IDENTIFIER)}
-    return block
+def _fresh(message: Message) -> Message:
+    """A copy for one call, whose receiver may change it."""
+    return message.copy() if isinstance(message["content"], str) else copy.deepcopy(message)
 
 
 # --- text -----------------------------------------------------------------------------------------
@@ -330,18 +343,21 @@ def transcript(window: Window) -> str:
     Args:
         window: What the call sees.
     """
-    blocks = []
-    for number, exchange in enumerate(window, start=1):
-        lines = [f"{name}: {_as_text(v)}" for name, v in exchange.shown(window.view).items()]
-        blocks.append("\n".join([f"[{number}]", *lines]))
-    return "\n\n".join(blocks)
+    view = window.view
+
+    def render(exchange: Exchange) -> tuple[Message, ...]:
+        shown = exchange.shown(view)
+        text = "\n".join(f"{name}: {_as_text(value)}" for name, value in shown.items())
+        return ({"role": "text", "content": marked_text(text, shown)},)
+
+    blocks = [message["content"] for (message,) in _cache.of(("text", view), window, render)]
+    numbered = (f"[{number}]\n{block}" for number, block in enumerate(blocks, start=1))
+    return marked_text("\n\n".join(numbered), blocks)
 
 
 _ANY_TEXT: Final = dspy.Signature("text -> done").input_fields["text"]
 
 
 def _as_text(value: Any) -> str:
-    from dspy.adapters.utils import format_field_value
-
     text: str = format_field_value(_ANY_TEXT, value)
     return re.sub(r"\n", "\n  ", text)

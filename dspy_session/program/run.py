@@ -255,7 +255,8 @@ def split_settings(
     Returns:
         The inputs, and the settings that came among them.
     """
-    inputs, settings = dict(arguments), {}
+    inputs = dict(arguments)
+    settings: dict[str, Any] = {}
     for name in ("lm", "config"):
         if name in inputs and not takes_input(program, name):
             settings[name] = inputs.pop(name)

@@ -1,0 +1,245 @@
+# Only what this project uses of DSPy, as DSPy 3.4 has it. tests/test_typings.py holds it to both.
+# Any stands where DSPy itself takes or returns anything.
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from os import PathLike
+from typing import Any, Literal, Self, TypeVar
+
+from dspy.dsp.utils.settings import Settings
+from dspy.primitives.module import ProgramMeta
+from dspy.signatures.signature import SignatureMeta
+from dspy.utils.callback import BaseCallback
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+_Program = TypeVar("_Program", bound=Module)
+
+settings: Settings
+
+def configure(**kwargs: Any) -> None: ...
+def context(**kwargs: Any) -> AbstractContextManager[None]: ...
+def asyncify(program: Module) -> Callable[..., Awaitable[Any]]: ...
+
+# Signatures
+
+class Signature(BaseModel, metaclass=SignatureMeta, init=False):
+    # The metaclass sees to it: a call of Signature itself makes a class, not an instance.
+    def __new__(  # type: ignore[misc]
+        cls, signature: str | Mapping[str, Any], instructions: str | None = None
+    ) -> type[Signature]: ...
+    @classmethod
+    def append(cls, name: str, field: Any, type_: Any = None) -> type[Signature]: ...
+    @classmethod
+    def prepend(cls, name: str, field: Any, type_: Any = None) -> type[Signature]: ...
+    @classmethod
+    def delete(cls, name: str) -> type[Signature]: ...
+    @classmethod
+    def with_updated_fields(
+        cls, name: str, type_: type | None = None, **kwargs: Any
+    ) -> type[Signature]: ...
+    @classmethod
+    def dump_state(cls) -> dict[str, Any]: ...
+
+def InputField(**kwargs: Any) -> Any: ...
+def OutputField(**kwargs: Any) -> Any: ...
+
+# Values
+
+class Type(BaseModel): ...
+
+class History(BaseModel):
+    messages: list[dict[str, Any]]
+
+class Example:
+    def __init__(self, base: Any = None, **kwargs: Any) -> None: ...
+    def __getattr__(self, key: str) -> Any: ...
+    def __setattr__(self, key: str, value: Any) -> None: ...
+    def __getitem__(self, key: str) -> Any: ...
+    def __setitem__(self, key: str, value: Any) -> None: ...
+    def __contains__(self, key: object) -> bool: ...
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[str]: ...
+    def items(self, include_dspy: bool = False) -> list[tuple[str, Any]]: ...
+    def get(self, key: str, default: Any = None) -> Any: ...
+    def with_inputs(self, *keys: str) -> Self: ...
+
+class Prediction(Example):
+    def set_lm_usage(self, value: dict[str, dict[str, Any]] | None) -> None: ...
+
+# Programs
+
+class Module(metaclass=ProgramMeta):
+    callbacks: list[Any]
+    history: list[Any]
+    def __init__(self, callbacks: list[BaseCallback] | None = None) -> None: ...
+    def __getstate__(self) -> dict[str, Any]: ...
+    def __setstate__(self, state: dict[str, Any]) -> None: ...
+    # DSPy says Prediction, and returns whatever the program's own `forward` returns.
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+    async def acall(self, *args: Any, **kwargs: Any) -> Any: ...
+    def named_parameters(self) -> list[tuple[str, Any]]: ...
+    def named_predictors(self) -> list[tuple[str, Predict]]: ...
+    def set_lm(self, lm: BaseLM) -> None: ...
+    def get_lm(self) -> Any: ...
+    def map_named_predictors(self, func: Callable[[Predict], Predict]) -> Self: ...
+    def deepcopy(self) -> Self: ...
+    def reset_copy(self) -> Self: ...
+    def dump_state(self, json_mode: bool = True) -> dict[str, Any]: ...
+    def load_state(self, state: dict[str, Any], *, allow_unsafe_lm_state: bool = False) -> Any: ...
+    def save(
+        self,
+        path: str | PathLike[str],
+        save_program: bool = False,
+        modules_to_serialize: list[Any] | None = None,
+    ) -> None: ...
+    def load(
+        self,
+        path: str | PathLike[str],
+        allow_pickle: bool = False,
+        allow_unsafe_lm_state: bool = False,
+    ) -> None: ...
+
+class Predict(Module):
+    stage: str
+    signature: type[Signature]
+    demos: list[Any]
+    def __init__(
+        self,
+        signature: str | type[Signature],
+        callbacks: list[BaseCallback] | None = None,
+        **config: Any,
+    ) -> None: ...
+
+class ChainOfThought(Module):
+    def __init__(
+        self,
+        signature: str | type[Signature],
+        rationale_field: FieldInfo | None = None,
+        rationale_field_type: type = ...,
+        **config: Any,
+    ) -> None: ...
+
+# Adapters
+
+class Adapter:
+    def __init__(
+        self,
+        callbacks: list[BaseCallback] | None = None,
+        use_native_function_calling: bool = False,
+        native_response_types: list[type[Type]] | None = None,
+        parallel_tool_calls: bool | None = None,
+    ) -> None: ...
+    def __call__(
+        self,
+        lm: BaseLM,
+        lm_kwargs: dict[str, Any],
+        signature: type[Signature],
+        demos: list[dict[str, Any]],
+        inputs: dict[str, Any],
+    ) -> list[dict[str, Any]]: ...
+    async def acall(
+        self,
+        lm: BaseLM,
+        lm_kwargs: dict[str, Any],
+        signature: type[Signature],
+        demos: list[dict[str, Any]],
+        inputs: dict[str, Any],
+    ) -> list[dict[str, Any]]: ...
+    def format_user_message_content(
+        self,
+        signature: type[Signature],
+        inputs: dict[str, Any],
+        prefix: str = "",
+        suffix: str = "",
+        main_request: bool = False,
+    ) -> str: ...
+    def format_conversation_history(
+        self, signature: type[Signature], history_field_name: str, inputs: dict[str, Any]
+    ) -> list[dict[str, Any]]: ...
+
+class ChatAdapter(Adapter):
+    def __init__(
+        self,
+        callbacks: list[BaseCallback] | None = None,
+        use_native_function_calling: bool = False,
+        native_response_types: list[type[Type]] | None = None,
+        use_json_adapter_fallback: bool = True,
+        parallel_tool_calls: bool | None = None,
+    ) -> None: ...
+    def _make_json_adapter_fallback(self) -> Adapter: ...
+
+class JSONAdapter(ChatAdapter):
+    def __init__(
+        self,
+        callbacks: list[BaseCallback] | None = None,
+        use_native_function_calling: bool = True,
+        parallel_tool_calls: bool | None = None,
+    ) -> None: ...
+
+class XMLAdapter(ChatAdapter): ...
+
+class TwoStepAdapter(Adapter):
+    def __init__(self, extraction_model: BaseLM, **kwargs: Any) -> None: ...
+
+# Language models
+
+class BaseLM:
+    history: list[dict[str, Any]]
+    def __init__(
+        self,
+        model: str,
+        model_type: Literal["chat", "text", "responses"] = "chat",
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        cache: bool = True,
+        callbacks: list[BaseCallback] | None = None,
+        num_retries: int = 3,
+        **kwargs: Any,
+    ) -> None: ...
+    def __call__(
+        self,
+        prompt: str | None = None,
+        *,
+        messages: list[dict[str, Any]] | None = None,
+        **kwargs: Any,
+    ) -> Any: ...
+
+class LM(BaseLM):
+    def __init__(
+        self,
+        model: str,
+        model_type: Literal["chat", "text", "responses"] = "chat",
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        cache: bool = True,
+        callbacks: list[BaseCallback] | None = None,
+        num_retries: int = 3,
+        provider: Any = None,
+        finetuning_model: str | None = None,
+        launch_kwargs: dict[str, Any] | None = None,
+        train_kwargs: dict[str, Any] | None = None,
+        use_developer_role: bool = False,
+        engine: Any = "auto",
+        async_engine: Any = None,
+        prompt_cache: Any = None,
+        **kwargs: Any,
+    ) -> None: ...
+    @property
+    def engine(self) -> Any: ...
+
+# Optimizers
+
+class BootstrapFewShot:
+    def __init__(
+        self,
+        metric: Callable[..., Any] | None = None,
+        metric_threshold: float | None = None,
+        teacher_settings: dict[str, Any] | None = None,
+        max_bootstrapped_demos: int = 4,
+        max_labeled_demos: int = 16,
+        max_rounds: int = 1,
+        max_errors: int | None = None,
+    ) -> None: ...
+    def compile(
+        self, student: _Program, *, teacher: Module | None = None, trainset: list[Example]
+    ) -> _Program: ...

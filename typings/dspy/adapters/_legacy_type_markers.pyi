@@ -1,0 +1,3 @@
+from typing import Any
+
+def _legacy_custom_type_payload_to_blocks(payload: str) -> list[dict[str, Any]]: ...

@@ -1,0 +1,6 @@
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+def format_field_value(field_info: FieldInfo, value: Any, assume_text: bool = True) -> Any: ...
+def serialize_for_json(value: Any) -> Any: ...

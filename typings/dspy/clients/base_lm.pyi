@@ -1,0 +1,3 @@
+from typing import Any
+
+GLOBAL_HISTORY: list[dict[str, Any]]
