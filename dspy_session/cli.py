@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         status = _demo(parsed.max_turns)
-        sys.stdout.flush()
+        print(end="", flush=True)
     except BrokenPipeError:  # the reader (a pager, `head`) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

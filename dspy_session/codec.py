@@ -14,6 +14,7 @@ decoding any bytes either gives a state or raises `FormatError`; nothing is impo
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
@@ -21,6 +22,7 @@ import msgspec
 
 from dspy_session.core import flat
 from dspy_session.core.options import SessionOptions, make_options
+from dspy_session.core.paths import Path
 from dspy_session.core.state import SessionState, annotate, start, truncate
 from dspy_session.core.step import commit, prepare
 from dspy_session.core.turn import Run
@@ -40,10 +42,10 @@ class WireRun(msgspec.Struct, omit_defaults=True):
     """How a run went; see `Run`."""
 
     id: str = ""
-    time: float | None = None
-    duration: float | None = None
+    time: Any = None  # numbers in plain form, for JSON has no infinities
+    duration: Any = None
     usage: dict[str, dict[str, Any]] = {}
-    cost: float | None = None
+    cost: Any = None
     fingerprint: str | None = None
 
 
@@ -55,7 +57,7 @@ class WireTurn(msgspec.Struct, omit_defaults=True):
     outputs: dict[str, Any]
     saw: tuple[int, int, int, int, int]
     run: WireRun
-    score: float | None = None
+    score: Any = None
     feedback: str | None = None
 
 
@@ -79,7 +81,7 @@ class WireConversation(msgspec.Struct):
     turns: list[WireTurn]
     seeds: list[list[WireExchange]]
     views: list[WireView]
-    paths: list[flat.Path]
+    paths: list[Path]
     others: list[WireExchange] = []
     id: str | None = None
     first: int = 0
@@ -138,7 +140,10 @@ def to_wire(state: SessionState, options: SessionOptions) -> dict[str, Any]:
             paths=packed.paths,
         ),
     )
-    return _as_dict(msgspec.to_builtins(wire))
+    try:
+        return _as_dict(msgspec.to_builtins(wire))
+    except TypeError as error:  # not in a field's value: those are plain by now
+        raise ValueCodecError(f"Cannot save the conversation: {error}.") from error
 
 
 def from_wire(data: Mapping[str, Any]) -> tuple[SessionState, SessionOptions]:
@@ -162,7 +167,7 @@ def from_wire(data: Mapping[str, Any]) -> tuple[SessionState, SessionOptions]:
         return _state_from_wire(wire.conversation), make_options(wire.options)
     except FormatError:
         raise
-    except (msgspec.ValidationError, OptionError, LookupError, ValueError, TypeError) as error:
+    except (msgspec.ValidationError, LookupError, ValueError, TypeError, RecursionError) as error:
         raise FormatError(
             f"This is a conversation of version {version}, but it is damaged: {error}. "
             "Restore the file from a backup; nothing was loaded."
@@ -180,10 +185,17 @@ def encode(state: SessionState, options: SessionOptions, format: _Format = "json
     Raises:
         ValueCodecError: As `to_wire`.
     """
+    _check_format(format)
     wire = to_wire(state, options)
-    if format == "msgpack":
-        return msgspec.msgpack.encode(wire)
-    return msgspec.json.format(msgspec.json.encode(wire), indent=2)
+    try:
+        if format == "msgpack":
+            return msgspec.msgpack.encode(wire)
+        return msgspec.json.format(msgspec.json.encode(wire), indent=2)
+    except UnicodeEncodeError as error:  # not in a field's value: those are plain by now
+        raise ValueCodecError(
+            f"Cannot save the conversation: {error.object!r} is no valid text. Field names, "
+            "feedback and ids must be; in memory the session goes on."
+        ) from error
 
 
 def decode(data: bytes, format: _Format = "json") -> tuple[SessionState, SessionOptions]:
@@ -196,21 +208,30 @@ def decode(data: bytes, format: _Format = "json") -> tuple[SessionState, Session
     Raises:
         FormatError: As `from_wire`, and when the bytes are not of that format.
     """
+    _check_format(format)
     try:
         document = msgspec.json.decode(data) if format == "json" else msgspec.msgpack.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise FormatError(
-            f"Expected a conversation as {format}, but the data is not whole: {error}. "
-            "It is truncated, corrupt, or another kind of file."
-        ) from error
+        document = _published_document(data) if format == "json" else None
+        if document is None:
+            raise FormatError(
+                f"Expected a conversation as {format}, but the data is not whole: {error}. "
+                "It is truncated, corrupt, or another kind of file."
+            ) from error
     return from_wire(document)
 
 
 def is_conversation(document: Any) -> bool:
     """Whether a decoded JSON document looks like a saved conversation, of whatever version."""
     return isinstance(document, dict) and (
-        document.get("kind") == KIND or ("version" in document and "turns" in document)
+        document.get("kind") == KIND
+        or ("turns" in document and ("version" in document or "history_field" in document))
     )
+
+
+def _check_format(format: str) -> None:
+    if format not in ("json", "msgpack"):
+        raise OptionError(f"format must be 'json' or 'msgpack', not {format!r}.")
 
 
 def _version_of(data: Any) -> int:
@@ -219,7 +240,7 @@ def _version_of(data: Any) -> int:
             "Expected a saved conversation, but this is another kind of document "
             f"({_describe(data)}). Programs are loaded with module.load(path)."
         )
-    version = data.get("version")
+    version = data.get("version", None if "kind" in data else 1)
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise FormatError(f"Expected a version number from 1 to {VERSION}, not {version!r}.")
     if version > VERSION:
@@ -253,6 +274,11 @@ def _options_to_wire(options: SessionOptions) -> dict[str, Any]:
 def _turn_to_wire(turn: flat.FlatTurn, exchange: Exchange) -> WireTurn:
     where = f"turn {turn.index}"
     run = turn.run
+    facts = _fields_to_wire(
+        {"time": run.time, "duration": run.duration, "cost": run.cost, "score": turn.score},
+        where,
+        "its",
+    )
     return WireTurn(
         index=turn.index,
         inputs=_fields_to_wire(exchange.inputs, where, "input"),
@@ -260,13 +286,13 @@ def _turn_to_wire(turn: flat.FlatTurn, exchange: Exchange) -> WireTurn:
         saw=msgspec.structs.astuple(turn.window),
         run=WireRun(
             id=run.id,
-            time=run.time,
-            duration=run.duration,
+            time=facts["time"],
+            duration=facts["duration"],
             usage=_fields_to_wire({m: dict(counts) for m, counts in run.usage}, where, "usage of"),
-            cost=run.cost,
+            cost=facts["cost"],
             fingerprint=run.fingerprint,
         ),
-        score=turn.score,
+        score=facts["score"],
         feedback=turn.feedback,
     )
 
@@ -283,7 +309,7 @@ def _fields_to_wire(fields: Mapping[str, Any], where: str, role: str) -> dict[st
     for name, value in fields.items():
         try:
             plain[name] = to_plain(value)
-        except (ValueCodecError, RecursionError) as error:
+        except ValueCodecError as error:
             raise ValueCodecError(
                 f"Cannot save {where}: {role} {name!r} ({type(value).__qualname__}): {error}. "
                 "Or leave the field out of what the program takes or returns. "
@@ -319,19 +345,26 @@ def _turn_from_wire(turn: WireTurn) -> flat.FlatTurn:
         window=flat.FlatWindow(*turn.saw),
         run=Run(
             id=turn.run.id,
-            time=turn.run.time,
-            duration=turn.run.duration,
-            usage=tuple((model, tuple(counts.items())) for model, counts in usage.items()),
-            cost=turn.run.cost,
+            time=_number(turn.run.time),
+            duration=_number(turn.run.duration),
+            usage=tuple((model, tuple(dict(counts).items())) for model, counts in usage.items()),
+            cost=_number(turn.run.cost),
             fingerprint=turn.run.fingerprint,
         ),
-        score=turn.score,
+        score=_number(turn.score),
         feedback=turn.feedback,
     )
 
 
 def _exchange_from_wire(exchange: WireExchange) -> Exchange:
     return Exchange(_values(exchange.inputs), _values(exchange.outputs))
+
+
+def _number(plain: Any) -> float | None:
+    value = from_plain(plain)
+    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
+        return value
+    raise ValueError(f"expected a number, not {value!r}")
 
 
 def _values(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -364,11 +397,22 @@ class _Published(msgspec.Struct):
     initial_history: _PublishedHistory | None = None
 
 
+def _published_document(data: bytes) -> dict[str, Any] | None:
+    """Read JSON as Python writes it, which the published versions did: with NaN and Infinity."""
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return document if is_conversation(document) and "kind" not in document else None
+
+
 def _from_published(data: Mapping[str, Any]) -> tuple[SessionState, SessionOptions]:
     """Read versions 1 and 2.
 
     They keep no snapshots: each turn is taken to have seen the turns before it, under the file's
-    own options. Their `exclude_fields` lists the history field itself, which is never shown anyway.
+    own options. Their `exclude_fields` lists the history field itself, which is never shown anyway;
+    a history that stands among the fields of a turn is left out. Their indices repeat after
+    trimming, so turns are counted anew.
     """
     old = msgspec.convert(data, _Published)
     options = make_options(
@@ -385,6 +429,8 @@ def _from_published(data: Mapping[str, Any]) -> tuple[SessionState, SessionOptio
     state = start(old.initial_history.messages if old.initial_history else ())
     unlimited = options.replace(max_stored_turns=None)
     for turn in old.turns:
+        for fields in (turn.inputs, turn.outputs):
+            fields.pop(old.history_field, None)
         step = prepare(state, turn.inputs, options)
         recorded, state = commit(state, step, turn.outputs, Run(), unlimited)
         if recorded is not None and turn.score is not None:

@@ -8,8 +8,10 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import dspy
 import pytest
@@ -37,7 +39,7 @@ def _clean() -> Iterator[None]:
     clear_render_cache()
 
 
-def session_of(turns: int, **options: object) -> Session:
+def session_of(turns: int, **options: Any) -> Session:
     session = sessionify(dspy.Predict("question -> answer"), **options)
     for number in range(turns):
         session.add_turn({"question": f"question {number}"}, {"answer": f"answer {number}"})
@@ -170,14 +172,14 @@ def test_X3_a_snapshot_copies_nothing() -> None:
 
 
 def test_X3_what_is_trimmed_is_freed() -> None:
-    session = session_of(0, max_stored_turns=3)
-    for number in range(1_000):
-        session.add_turn({"question": f"{number}"}, {"answer": "a"})
     with no_collection():
-        held = sum(map(len, (session.state.held, session.state.log)))
-        alive = [t for t in gc.get_objects() if isinstance(t, Turn) and t in session.turns]
-    assert len(alive) == len(session.turns) == 3
-    assert held == 6
+        before = objects(Turn, Exchange)
+    session = session_of(1_000, max_stored_turns=3)
+    with no_collection():
+        more = {kind: n - before[kind] for kind, n in objects(Turn, Exchange).items()}
+    assert len(session.turns) == len(session.state.held) == len(session.state.log) == 3
+    # The oldest of the three turns saw three turns before it; nothing older is held.
+    assert more == {Turn: 3, Exchange: 6}
 
 
 # Forks
@@ -198,34 +200,32 @@ def blocks_of(run: Call) -> list[int]:
     return sorted(t.size for t in taken.traces if t.traceback[0].filename.startswith(PACKAGE))
 
 
-def test_a_fork_takes_the_same_at_any_length() -> None:
-    few, many = session_of(10), session_of(10_000)
-    for at in (lambda _: None, lambda session: len(session) - 5):
-        forks = [lambda s=s: s.fork(at=at(s)) for s in (few, many)]
-        blocks = [blocks_of(fork) for fork in forks]
-        assert blocks[0] == blocks[1] != []
-        counts = [calls_of(fork, PACKAGE) for fork in forks]
-        assert counts[0] == counts[1] != Counter()
+@pytest.mark.parametrize("back", [None, 5])
+def test_X3_a_fork_takes_the_same_at_any_length(back: int | None) -> None:
+    blocks, counts = [], []
+    for turns in (10, 10_000):
+        session = session_of(turns)
+        fork = partial(session.fork, at=None if back is None else turns - back)
+        blocks.append(blocks_of(fork))
+        counts.append(calls_of(fork, PACKAGE))
+    assert blocks[0] == blocks[1] != []
+    assert counts[0] == counts[1] != Counter()
 
 
 def test_moves_do_the_same_at_any_length() -> None:
     counts = []
     for turns in (10, 10_000):
         session = session_of(turns)
-        counts.append(
-            [
-                calls_of(move, PACKAGE)
-                for move in (
-                    lambda s=session: s.undo(2),
-                    lambda s=session: s.redo(1),
-                    lambda s=session: s.rewind(5),
-                    lambda s=session: s.redo(1),
-                    lambda s=session: s.add_turn({"question": "q"}, {"answer": "a"}),
-                    lambda s=session: s.replace_turn(0, {"answer": "b"}),
-                    lambda s=session: s.reset(),
-                )
-            ]
-        )
+        moves: list[Call] = [
+            partial(session.undo, 2),
+            partial(session.redo, 1),
+            partial(session.rewind, turns - 5),
+            partial(session.redo, 1),
+            partial(session.add_turn, {"question": "q"}, {"answer": "a"}),
+            partial(session.replace_turn, 0, {"answer": "b"}),
+            session.reset,
+        ]
+        counts.append([calls_of(move, PACKAGE) for move in moves])
     assert counts[0] == counts[1]
 
 

@@ -92,9 +92,9 @@ def test_D13_a_fork_costs_the_same_at_any_length() -> None:
 
     def new_values(session: Session) -> int:
         gc.collect()
-        before = sum(isinstance(item, Turn | Exchange) for item in gc.get_objects())
+        before = sum(type(item) in (Turn, Exchange) for item in gc.get_objects())
         forks = [session.fork(), session.fork(at=5)]
-        after = sum(isinstance(item, Turn | Exchange) for item in gc.get_objects())
+        after = sum(type(item) in (Turn, Exchange) for item in gc.get_objects())
         assert len(forks) == 2
         return after - before
 
@@ -196,7 +196,6 @@ def test_D14_rewind_keeps_the_indices_below() -> None:
     session.rewind(to=4)
     assert session.turns == turns
     session.rewind(to=0)
-    assert session.turns == ()
     assert session.turns == ()
 
 

@@ -45,7 +45,7 @@ def private_copy(value: Any) -> Any:
     except Exception:  # noqa: BLE001  # deepcopy runs the value's own code, which may raise anything
         try:
             return _copy_parts(value, {})
-        except RecursionError:
+        except Exception:  # noqa: BLE001  # the same
             return value
 
 

@@ -2,12 +2,12 @@
 
 Snapshots share structure in memory: each turn's window looks at the conversation's log as it was.
 Written out one by one they would take space quadratic in the conversation. So the tables hold every
-exchange once, and *paths* that say which exchange stood at which position; a window is then three
-numbers. Positions only get new contents when something was edited, and every edit begins a new
-`epoch`, so a conversation that only ever grew has one path.
+exchange once, and *paths* that say which exchange stood at which position; a window is then a few
+numbers.
 
 Laws: `unpack(pack(s)) == s`, snapshots included; the number of table entries is linear in the
-number of turns plus the number of positions that were edited.
+number of turns plus the number of turns that were replaced; structure that was shared is shared
+again.
 """
 
 from __future__ import annotations
@@ -19,23 +19,12 @@ from typing import Any, TypeVar
 import msgspec
 from pyrsistent import PVector, pvector
 
+from dspy_session.core.paths import Path, gather_paths, read_paths, write_paths
 from dspy_session.core.state import SessionState
 from dspy_session.core.turn import Run, Turn
-from dspy_session.core.window import Exchange, View, Window
+from dspy_session.core.window import Epoch, Exchange, View, Window
 
-__all__ = ["FlatState", "FlatTurn", "FlatWindow", "Path", "pack", "unpack"]
-
-
-class Path(msgspec.Struct, frozen=True, array_like=True):
-    """Which exchange stood at which position.
-
-    Attributes:
-        start: The first position.
-        runs: `(first exchange, how many)` stretches of consecutive exchange numbers.
-    """
-
-    start: int
-    runs: list[tuple[int, int]]
+__all__ = ["FlatState", "FlatTurn", "FlatWindow", "pack", "unpack"]
 
 
 class FlatWindow(msgspec.Struct, frozen=True, array_like=True):
@@ -82,35 +71,23 @@ class FlatState(msgspec.Struct, frozen=True):
     views: list[View]
 
 
-class _Stretch:
-    """A path while it is gathered: grows downwards from its end."""
-
-    def __init__(self, stop: int) -> None:
-        self.start = self.stop = stop
-        self.exchanges: list[Exchange] = []  # from the end
-
-    def at(self, position: int) -> Exchange | None:
-        inside = self.start <= position < self.stop
-        return self.exchanges[self.stop - 1 - position] if inside else None
-
-    def extend(self, window: Window) -> None:
-        for position in range(self.start - 1, window.start - 1, -1):
-            self.exchanges.append(window.log[position - window.offset])
-            self.start = position
-
-
 class _Numbers:
     """Numbers for values, in order of first appearance."""
 
     def __init__(self) -> None:
         self.values: list[Any] = []
-        self._by_key: dict[Any, int] = {}
+        self._by_value: dict[Any, int] = {}
 
-    def of(self, value: Any, key: Any) -> int:
-        if key not in self._by_key:
-            self._by_key[key] = len(self.values)
+    def of(self, value: Any) -> int:
+        if value not in self._by_value:
+            self._by_value[value] = len(self.values)
             self.values.append(value)
-        return self._by_key[key]
+        return self._by_value[value]
+
+    def next_is(self, value: Any) -> None:
+        """Give the next number to `value`, even if it has one."""
+        self._by_value.setdefault(value, len(self.values))
+        self.values.append(value)
 
 
 def pack(state: SessionState) -> FlatState:
@@ -120,11 +97,11 @@ def pack(state: SessionState) -> FlatState:
         state: Any state.
     """
     turns = [*state.turns, *state.undone]
-    stretches, chosen = _gather_paths([turn.window for turn in turns])
+    stretches, chosen = gather_paths([turn.window for turn in turns])
     exchanges, seeds, views = _Numbers(), _Numbers(), _Numbers()
     for turn in turns:
-        exchanges.of(turn.exchange, turn.exchange)
-    seeds.of(state.seed, state.seed)
+        exchanges.next_is(turn.exchange)
+    seeds.of(state.seed)
     flat_turns = [
         FlatTurn(
             index=turn.index,
@@ -132,8 +109,8 @@ def pack(state: SessionState) -> FlatState:
                 path=path,
                 start=turn.window.start,
                 stop=turn.window.stop,
-                seed=seeds.of(turn.window.seed, turn.window.seed),
-                view=views.of(turn.window.view, turn.window.view),
+                seed=seeds.of(turn.window.seed),
+                view=views.of(turn.window.view),
             ),
             run=turn.run,
             score=turn.score,
@@ -141,9 +118,7 @@ def pack(state: SessionState) -> FlatState:
         )
         for turn, path in zip(turns, chosen, strict=True)
     ]
-    paths = [
-        Path(s.start, _runs([exchanges.of(e, e) for e in reversed(s.exchanges)])) for s in stretches
-    ]
+    paths = write_paths(stretches, exchanges.of)
     return FlatState(
         id=state.id,
         turns=flat_turns,
@@ -163,12 +138,14 @@ def unpack(flat: FlatState) -> SessionState:
         flat: What `pack` returned; numbers out of range raise `IndexError` or `ValueError`.
     """
     exchanges = flat.exchanges
-    logs = [_log_of(path, exchanges) for path in flat.paths]
+    logs = _Logs(flat)
     turns = [
         Turn(
             index=flat.first + number,
             exchange=_at(exchanges, number),
-            window=_window_of(turn.window, flat, logs),
+            window=logs.window(
+                turn.window, _at(flat.seeds, turn.window.seed), _at(flat.views, turn.window.view)
+            ),
             run=turn.run,
             score=turn.score,
             feedback=turn.feedback,
@@ -180,15 +157,16 @@ def unpack(flat: FlatState) -> SessionState:
     if [turn.index for turn in flat.turns] != [turn.index for turn in turns]:
         raise ValueError("turn indices are not consecutive")
     tip = flat.first + len(turns)
+    log = pvector(exchanges[: len(turns)])
     return SessionState(
         id=flat.id,
         seed=_at(flat.seeds, 0),
-        log=pvector(exchanges[: len(turns)]),
+        log=log,
         held=pvector(turns),
         first=flat.first,
         stop=tip - flat.undone,
         tip=tip,
-        epoch=len(flat.paths),  # above every window's, so that nothing is taken for its prefix
+        epoch=logs.epoch_of(log, flat.first),
     )
 
 
@@ -200,69 +178,44 @@ def _reduce(state: SessionState) -> tuple[Any, ...]:
 copyreg.pickle(SessionState, _reduce)
 
 
-def _gather_paths(windows: Sequence[Window]) -> tuple[list[_Stretch], list[int]]:
-    """Return as few paths as show every window, and for each window the number of its path.
+class _Logs:
+    """The logs of a flat state's paths, each in an epoch of its own."""
 
-    Within an epoch positions only fill up, so the longest window contains the others of its
-    history. Windows of different histories may meet in one epoch (a public `commit` can be given
-    any state); the exchange at a window's end tells them apart, for it was appended only once.
-    """
-    stretches: list[_Stretch] = []
-    by_epoch: dict[int, list[int]] = {}
-    chosen = [0] * len(windows)
-    for number in sorted(range(len(windows)), key=lambda n: -windows[n].stop):
-        window = windows[number]
-        if window.start == window.stop:
-            continue
-        last = window.log[window.stop - 1 - window.offset]
-        candidates = by_epoch.setdefault(window.epoch, [])
-        for path in candidates:
-            if stretches[path].at(window.stop - 1) is last:
-                break
-        else:
-            path = len(stretches)
-            stretches.append(_Stretch(window.stop))
-            candidates.append(path)
-        stretches[path].extend(window)
-        chosen[number] = path
-    return stretches, chosen
+    def __init__(self, flat: FlatState) -> None:
+        self.paths = flat.paths
+        self.logs = read_paths(flat.paths, flat.exchanges)
+        self.epochs = [Epoch(number) for number in range(len(flat.paths))]
 
+    def window(self, flat: FlatWindow, seed: tuple[Exchange, ...], view: View) -> Window:
+        start, stop = flat.start, flat.stop
+        if start == stop >= 0 == flat.path:
+            return Window(seed=seed, offset=start, start=start, stop=stop, view=view)
+        path = _at(self.paths, flat.path)
+        if not path.start <= start < stop <= path.stop:
+            raise IndexError(f"a window shows {start} to {stop} of a path that has less")
+        offset, log = self.logs[flat.path]
+        return Window(
+            seed=seed,
+            log=log,
+            offset=offset,
+            start=start,
+            stop=stop,
+            epoch=self.epochs[flat.path],
+            view=view,
+        )
 
-def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
-    runs: list[tuple[int, int]] = []
-    for number in numbers:
-        if runs and number == sum(runs[-1]):
-            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
-        else:
-            runs.append((number, 1))
-    return runs
+    def epoch_of(self, log: PVector[Exchange], first: int) -> Epoch:
+        """The epoch in which a state with this log goes on: the last path's, if it has led there.
 
-
-def _log_of(path: Path, exchanges: Sequence[Exchange]) -> PVector[Exchange]:
-    members: list[Exchange] = []
-    for first, count in path.runs:
-        if first < 0 or count < 0 or first + count > len(exchanges):
-            raise IndexError(f"a path names the exchanges {first} to {first + count - 1}")
-        members.extend(exchanges[first : first + count])
-    return pvector(members)
-
-
-def _window_of(flat: FlatWindow, state: FlatState, logs: Sequence[PVector[Exchange]]) -> Window:
-    seed, view = _at(state.seeds, flat.seed), _at(state.views, flat.view)
-    if flat.start == flat.stop:
-        return Window(seed=seed, start=flat.start, stop=flat.stop, offset=flat.start, view=view)
-    log, path = _at(logs, flat.path), _at(state.paths, flat.path)
-    if not path.start <= flat.start < flat.stop <= path.start + len(log):
-        raise IndexError(f"a window shows {flat.start} to {flat.stop} of a path that has less")
-    return Window(
-        seed=seed,
-        log=log,
-        offset=path.start,
-        start=flat.start,
-        stop=flat.stop,
-        epoch=flat.path,
-        view=view,
-    )
+        So saving and loading after every turn does not begin a path each time.
+        """
+        if not self.paths:
+            return Epoch()
+        path, (offset, latest) = self.paths[-1], self.logs[-1]
+        common = range(max(first, path.start), min(first + len(log), path.stop))
+        if all(log[position - first] is latest[position - offset] for position in common):
+            return self.epochs[-1]
+        return Epoch(len(self.paths))
 
 
 _Item = TypeVar("_Item")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import difflib
 import enum
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -74,6 +74,8 @@ class Lock(enum.StrEnum):
 class SessionOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The options of a session; `sessionify` takes them as keywords of the same names.
 
+    Collections of names are kept as frozensets, and text for an enumeration as its member.
+
     Attributes:
         history_field: The name of the history input, in calls and in examples.
         max_turns: At most this many of the latest turns are shown to the model; None for all, 0 for
@@ -114,8 +116,9 @@ class SessionOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             raise OptionError(
                 f"history_field must be a Python identifier, not {self.history_field!r}."
             )
+        set_(self, "history_field", str.__str__(self.history_field))
         for name in ("max_turns", "max_stored_turns"):
-            _check_count(name, getattr(self, name))
+            set_(self, name, _count(name, getattr(self, name)))
         set_(self, "exclude_fields", _names("exclude_fields", self.exclude_fields))
         if self.history_input_fields is not None:
             only = _names("history_input_fields", self.history_input_fields)
@@ -139,7 +142,7 @@ class SessionOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     def replace(self, **changes: Any) -> SessionOptions:
         """Return these options with some changed; see `make_options` for what is refused."""
-        return make_options({**msgspec.structs.asdict(self), **changes})
+        return make_options({**msgspec.structs.asdict(self), **_without_alias(changes)})
 
 
 def make_options(given: Mapping[str, Any]) -> SessionOptions:
@@ -156,24 +159,30 @@ def make_options(given: Mapping[str, Any]) -> SessionOptions:
         >>> make_options({"input_field_override": ["question"]}).history_input_fields
         frozenset({'question'})
     """
-    values = dict(given)
-    if "input_field_override" in values:
-        override = values.pop("input_field_override")
-        if values.get("history_input_fields") is not None and override is not None:
-            raise OptionError(
-                "input_field_override is an alias of history_input_fields; give one of the two."
-            )
-        if override is not None:
-            values["history_input_fields"] = override
+    values = _without_alias(given)
     known = SessionOptions.__struct_fields__
     for name in values:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
+            near = difflib.get_close_matches(str(name), (*known, _ALIAS), n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise OptionError(
                 f"Unknown option {name!r}.{hint} The options are: {', '.join(known)}."
             )
     return SessionOptions(**values)
+
+
+_ALIAS: Final = "input_field_override"
+
+
+def _without_alias(given: Mapping[str, Any]) -> dict[str, Any]:
+    values = dict(given)
+    if _ALIAS in values:
+        override = values.pop(_ALIAS)
+        if values.get("history_input_fields") is None:
+            values["history_input_fields"] = override
+        elif override is not None:
+            raise OptionError(f"{_ALIAS} is an alias of history_input_fields; give one of the two.")
+    return values
 
 
 _Enum = TypeVar("_Enum", bound=enum.StrEnum)
@@ -187,20 +196,21 @@ def _member(option: str, kind: type[_Enum], value: Any) -> _Enum:
         raise OptionError(f"{option} must be one of {choices}, not {value!r}.") from None
 
 
-def _check_count(option: str, value: Any) -> None:
+def _count(option: str, value: Any) -> int | None:
     if value is None:
-        return
+        return None
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise OptionError(
             f"{option} must be None (no limit) or a whole number of turns from 0 up, not {value!r}."
         )
+    return int(value)
 
 
 def _names(option: str, value: Any) -> frozenset[str]:
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise OptionError(f"{option} must be a collection of field names, not {value!r}.")
-    names = frozenset(value)
+    names = tuple(value)
     for name in names:
         if not isinstance(name, str):
             raise OptionError(f"{option} must hold field names (text), not {name!r}.")
-    return names
+    return frozenset(str.__str__(name) for name in names)

@@ -18,6 +18,7 @@ where ids and times come from.
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, Final, TypeVar
@@ -27,7 +28,7 @@ from pyrsistent import PVector, pvector
 
 from dspy_session.core.options import SessionOptions
 from dspy_session.core.turn import Run, Turn
-from dspy_session.core.window import EMPTY, Exchange, Window, seed_exchanges
+from dspy_session.core.window import EMPTY, FIRST_EPOCH, Epoch, Exchange, Window, seed_exchanges
 from dspy_session.errors import OptionError, TurnIndexError
 
 __all__ = [
@@ -63,7 +64,7 @@ class SessionState(msgspec.Struct, frozen=True, eq=False, weakref=True, kw_only=
         first: The index of the oldest turn that is still stored.
         stop: The index that the next turn gets.
         tip: Where redoing ends.
-        epoch: Counts how often a position got other contents than before.
+        epoch: The stretch of life since a turn was last replaced.
     """
 
     id: str | None = None
@@ -73,7 +74,7 @@ class SessionState(msgspec.Struct, frozen=True, eq=False, weakref=True, kw_only=
     first: int = 0
     stop: int = 0
     tip: int = 0
-    epoch: int = 0
+    epoch: Epoch = FIRST_EPOCH
 
     @property
     def turns(self) -> tuple[Turn, ...]:
@@ -138,6 +139,9 @@ def start(messages: Iterable[Mapping[str, Any]] = (), *, id: str | None = None) 
         messages: A seed: one dict of field values per past exchange, oldest first.
         id: The session's id.
 
+    Raises:
+        HistoryError: `messages` holds something else than dicts of fields.
+
     Example:
         >>> len(start([{"question": "Hi", "answer": "Hello."}]))
         0
@@ -179,19 +183,21 @@ def record(
 
     Args:
         state: The conversation.
-        exchange: What went in and what came out.
+        exchange: What went in and what came out; a new one, that no other turn has.
         window: What the call saw.
         run: How the run went.
         max_stored_turns: Keep at most this many turns.
 
     Returns:
         The new turn and the new state, in which nothing can be redone.
+
+    Raises:
+        OptionError: `max_stored_turns` is negative or no whole number.
     """
     turn = Turn(index=state.stop, exchange=exchange, window=window, run=run)
-    held, log, epoch = _put(state, len(state), turn)
-    grown = msgspec.structs.replace(
-        state, held=held, log=log, stop=state.stop + 1, tip=state.stop + 1, epoch=epoch
-    )
+    held, log = _put(state, len(state), turn)
+    stop = state.stop + 1
+    grown = msgspec.structs.replace(state, held=held, log=log, stop=stop, tip=stop)
     return turn, truncate(grown, max_stored_turns)
 
 
@@ -208,7 +214,7 @@ def undo(state: SessionState, steps: int = 1) -> tuple[tuple[Turn, ...], Session
     Raises:
         OptionError: `steps` is negative or no whole number.
     """
-    count = min(_check_steps(steps), len(state))
+    count = min(_whole("steps", steps), len(state))
     if not count:
         return (), state
     removed = tuple(state.held[len(state) - 1 - back] for back in range(count))
@@ -228,34 +234,37 @@ def redo(state: SessionState, steps: int = 1) -> tuple[tuple[Turn, ...], Session
     Raises:
         OptionError: `steps` is negative or no whole number.
     """
-    count = min(_check_steps(steps), state.tip - state.stop)
+    count = min(_whole("steps", steps), state.tip - state.stop)
     if not count:
         return (), state
     restored = tuple(state.held[len(state) + ahead] for ahead in range(count))
     return restored, msgspec.structs.replace(state, stop=state.stop + count)
 
 
-def rewind(state: SessionState, to: int) -> SessionState:
+def rewind(state: SessionState, to: int, *, redoable: bool = True) -> SessionState:
     """Return the conversation as it was before turn `to`: indices below `to` stay.
 
-    Like `undo`, it can be redone.
+    Args:
+        state: The conversation.
+        to: A turn's absolute index, or the end.
+        redoable: Whether it can be redone, as `undo` can.
 
     Raises:
         TurnIndexError: `to` lies outside the stored turns (the end itself is allowed).
     """
-    if to != state.stop:
+    if type(to) is not int or to != state.stop:
         _position(state, to)
-    return msgspec.structs.replace(state, stop=to)
+    return msgspec.structs.replace(state, stop=to, tip=state.tip if redoable else to)
 
 
 def reset(state: SessionState) -> SessionState:
     """Return the start of the conversation: id and seed stay, turns go, indices begin at 0."""
-    return SessionState(id=state.id, seed=state.seed, epoch=state.epoch + 1)
+    return SessionState(id=state.id, seed=state.seed)
 
 
 def reseed(state: SessionState, seed: tuple[Exchange, ...]) -> SessionState:
     """Return a conversation without turns under the same id, with another seed."""
-    return SessionState(id=state.id, seed=seed, epoch=state.epoch + 1)
+    return SessionState(id=state.id, seed=seed)
 
 
 def replace_turn(
@@ -285,8 +294,10 @@ def replace_turn(
         score=None,
         feedback=None,
     )
-    held, log, epoch = _put(state, position, turn)
-    changed = msgspec.structs.replace(state, held=held, log=log, tip=state.stop, epoch=epoch)
+    held, log = _put(state, position, turn)
+    changed = msgspec.structs.replace(
+        state, held=held, log=log, tip=state.stop, epoch=Epoch(state.epoch.number + 1)
+    )
     return turn, changed
 
 
@@ -301,24 +312,34 @@ def annotate(state: SessionState, notes: Mapping[int, tuple[float, str | None]])
 
     Raises:
         TurnIndexError: No stored turn has one of the indices.
+        OptionError: A score is no number, or a feedback no text.
     """
     held = state.held.evolver()
     for index, (score, feedback) in notes.items():
         position = _position(state, index)
+        if not isinstance(score, numbers.Real):
+            raise OptionError(f"A score must be a number, not {score!r}.")
+        if feedback is not None and not isinstance(feedback, str):
+            raise OptionError(f"Feedback must be text or None, not {feedback!r}.")
         held[position] = msgspec.structs.replace(
-            state.held[position], score=score, feedback=feedback
+            state.held[position], score=float(score), feedback=feedback
         )
     return msgspec.structs.replace(state, held=held.persistent())
 
 
 def truncate(state: SessionState, keep: int | None) -> SessionState:
-    """Keep only the newest turns; indices stay, and nothing that goes is held by what stays.
+    """Keep only the newest turns; indices stay, and no turn that goes is held by what stays.
+
+    The *exchanges* of turns that go live on only while a turn that stays was recorded over them.
 
     Args:
         state: The conversation.
         keep: How many turns to keep at most; None keeps all.
+
+    Raises:
+        OptionError: `keep` is negative or no whole number.
     """
-    if keep is None or len(state) <= keep:
+    if keep is None or len(state) <= _whole("keep", keep):
         return state
     cut, end = len(state) - keep, len(state)
     return msgspec.structs.replace(
@@ -327,7 +348,6 @@ def truncate(state: SessionState, keep: int | None) -> SessionState:
         log=_rebuilt(state.log, cut, end),
         first=state.first + cut,
         tip=state.stop,
-        epoch=state.epoch + (state.tip > state.stop),
     )
 
 
@@ -338,27 +358,24 @@ def _rebuilt(vector: PVector[_Item], start: int, stop: int) -> PVector[_Item]:
     return pvector(islice(iter(vector), start, stop))
 
 
-def _put(
-    state: SessionState, position: int, turn: Turn
-) -> tuple[PVector[Turn], PVector[Exchange], int]:
-    """Set one position, which may be the one after the last; say the epoch that results.
+def _put(state: SessionState, position: int, turn: Turn) -> tuple[PVector[Turn], PVector[Exchange]]:
+    """Set one position, which may be the one after the last.
 
     Leftovers of a path not taken are overwritten one by one. When they outweigh what is alive, they
-    are dropped, so that they cannot pile up; that is paid for by the turns that were undone. The
-    epoch is a new one when a position that could still be seen gets other contents.
+    are dropped, so that they cannot pile up; that is paid for by the turns that were undone.
     """
     held, log = state.held, state.log
     alive = max(len(state), position + 1)
     if position == len(held):
-        return held.append(turn), log.append(turn.exchange), state.epoch
+        return held.append(turn), log.append(turn.exchange)
     held, log = held.set(position, turn), log.set(position, turn.exchange)
     if len(held) > 2 * alive + 32:
         held, log = _rebuilt(held, 0, alive), _rebuilt(log, 0, alive)
-    return held, log, state.epoch + (position < state.tip - state.first)
+    return held, log
 
 
 def _position(state: SessionState, index: int) -> int:
-    if isinstance(index, int) and not isinstance(index, bool) and state.first <= index < state.stop:
+    if type(index) is int and state.first <= index < state.stop:
         return index - state.first
     if len(state):
         stored = f"the stored turns have the indices {state.first} to {state.stop - 1}"
@@ -367,7 +384,7 @@ def _position(state: SessionState, index: int) -> int:
     raise TurnIndexError(f"There is no turn {index!r}: {stored}.")
 
 
-def _check_steps(steps: int) -> int:
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
-        raise OptionError(f"steps must be a whole number from 0 up, not {steps!r}.")
-    return steps
+def _whole(name: str, value: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise OptionError(f"{name} must be a whole number from 0 up, not {value!r}.")
+    return value

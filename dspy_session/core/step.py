@@ -64,7 +64,8 @@ def prepare(
             neither windowed nor filtered, except that a replaced session filters its new seed.
 
     Raises:
-        HistoryError: An input is named like the history field.
+        HistoryError: An input is named like the history field, or `history` holds something else
+            than dicts of fields.
         CallError: `inputs` is no mapping from names to values.
 
     Example:
@@ -105,6 +106,7 @@ def commit(
 
     Raises:
         HistoryError: An output is named like the history field.
+        CallError: `outputs` is no mapping from names to values.
 
     Example:
         >>> options = SessionOptions()
@@ -115,8 +117,8 @@ def commit(
     """
     if not step.records:
         return None, state
-    refuse_history_field(outputs, options, "an output")
     exchange = Exchange(step.inputs, outputs)
+    refuse_history_field(outputs, options, "an output")
     if step.seed is not None:
         state = reseed(state, step.seed)
     return record(state, exchange, step.window, run, options.max_stored_turns)

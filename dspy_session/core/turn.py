@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from dspy_session.core.copies import private_copy
 from dspy_session.core.window import Exchange, Window
 
 __all__ = ["Run", "Turn"]
@@ -96,7 +97,7 @@ class Turn(msgspec.Struct, frozen=True, eq=False, weakref=True, kw_only=True):
     @property
     def usage(self) -> dict[str, dict[str, Any]]:
         """Tokens by model name, as DSPy counts them; empty when all answers came from a cache."""
-        return {model: dict(counts) for model, counts in self.run.usage}
+        return {model: private_copy(dict(counts)) for model, counts in self.run.usage}
 
     @property
     def cost(self) -> float | None:
@@ -140,5 +141,5 @@ class Turn(msgspec.Struct, frozen=True, eq=False, weakref=True, kw_only=True):
 
 
 def usage_pairs(usage: Mapping[str, Mapping[str, Any]]) -> Any:
-    """Return `usage` in the compact form that `Run` keeps."""
-    return tuple((model, tuple(counts.items())) for model, counts in usage.items())
+    """Return a copy of `usage` in the compact form that `Run` keeps."""
+    return tuple((m, tuple(private_copy(dict(counts)).items())) for m, counts in usage.items())

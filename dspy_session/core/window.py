@@ -21,8 +21,9 @@ import msgspec
 from pyrsistent import PVector, pvector
 
 from dspy_session.core.copies import copy_fields, private_copy
+from dspy_session.errors import CallError, HistoryError
 
-__all__ = ["Exchange", "PlainHistory", "View", "Window", "set_history_type"]
+__all__ = ["Epoch", "Exchange", "PlainHistory", "View", "Window", "set_history_type"]
 
 
 class View(msgspec.Struct, frozen=True):
@@ -116,6 +117,26 @@ class Exchange:
 EMPTY: Final[PVector[Exchange]] = pvector()
 
 
+class Epoch(msgspec.Struct, frozen=True, eq=False):
+    """A stretch of a conversation's life in which no turn was replaced; compared by identity.
+
+    Law: if two logs of one epoch have the same exchange at one position, then they agree at all
+    earlier positions that both have. For within an epoch a conversation and its forks only append.
+
+    Attributes:
+        number: How many epochs came before it.
+    """
+
+    number: int = 0
+
+    def __add__(self, more: int) -> Epoch:
+        """Return a new epoch."""
+        return Epoch(self.number + more)
+
+
+FIRST_EPOCH: Final = Epoch()
+
+
 class PlainHistory(msgspec.Struct, frozen=True):
     """What `Window.history` returns while DSPy is not loaded: the same messages, in a plain value.
 
@@ -151,7 +172,7 @@ class Window(msgspec.Struct, frozen=True, eq=False):
         offset: The absolute position of `log[0]`.
         start: The absolute position of the first exchange shown.
         stop: The absolute position after the last exchange shown.
-        epoch: Which stretch of append-only life of the conversation `log` belongs to.
+        epoch: Which stretch of the conversation's life `log` belongs to.
         view: Which fields are shown.
     """
 
@@ -160,7 +181,7 @@ class Window(msgspec.Struct, frozen=True, eq=False):
     offset: int = 0
     start: int = 0
     stop: int = 0
-    epoch: int = 0
+    epoch: Epoch = FIRST_EPOCH
     view: View = View()
 
     def __len__(self) -> int:
@@ -213,5 +234,24 @@ def _standalone(exchanges: tuple[Exchange, ...], view: View) -> Window:
 
 
 def seed_exchanges(messages: Iterable[Mapping[str, Any]]) -> tuple[Exchange, ...]:
-    """Return the exchanges of a seed history given as dicts of fields, as private copies."""
-    return tuple(Exchange({}, message) for message in messages)
+    """Return the exchanges of a seed history given as dicts of fields, as private copies.
+
+    Raises:
+        HistoryError: `messages` are no sequence of dicts of fields.
+    """
+    if isinstance(messages, str | Mapping) or not isinstance(messages, Iterable):
+        raise HistoryError(
+            "The messages of a history must be a list of dicts of fields, "
+            f"not {type(messages).__name__}."
+        )
+    return tuple(_seed_exchange(number, message) for number, message in enumerate(messages))
+
+
+def _seed_exchange(number: int, message: Mapping[str, Any]) -> Exchange:
+    try:
+        return Exchange({}, message)
+    except CallError as error:
+        raise HistoryError(
+            f"Message {number} of a history must be a dict of fields such as "
+            f'{{"question": "Hi", "answer": "Hello."}}, not {message!r}.'
+        ) from error

@@ -11,6 +11,7 @@ import dspy
 
 from dspy_session.core.window import set_history_type
 from dspy_session.program.anatomy import bake_history, fingerprint
+from dspy_session.program.quiet import install as install_quiet
 from dspy_session.program.rendering import clear_render_cache, render_counts
 from dspy_session.program.run import astep, step
 
@@ -22,3 +23,4 @@ def _history(messages: list[dict[str, Any]]) -> dspy.History:
 
 
 set_history_type(_history)
+install_quiet()

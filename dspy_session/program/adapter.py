@@ -16,7 +16,6 @@ so whatever an optimizer does to a predictor is what runs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Final, final
 
 import dspy
@@ -24,8 +23,8 @@ import msgspec
 from dspy.utils.callback import BaseCallback
 
 from dspy_session.core.window import View, Window
-from dspy_session.program.anatomy import declared_history
-from dspy_session.program.frame import Frame, current_frame
+from dspy_session.program.anatomy import SignatureStamp, declared_history, signature_stamp
+from dspy_session.program.frame import current_frame, owning_frame
 from dspy_session.program.markers import marked_text
 from dspy_session.program.rendering import Conversation, rendering_adapter, transcript
 
@@ -141,7 +140,7 @@ class AdapterKeeper(BaseCallback):
             return
         if adapter is not None and type(adapter).__module__.startswith("dspy.predict"):
             return
-        if _owning_frame(instance) is None:
+        if owning_frame(instance) is None:
             return
         entered = dspy.settings.context(adapter=wrap_adapter(adapter))
         entered.__enter__()
@@ -174,8 +173,8 @@ def _plan(inner: dspy.Adapter, call: _Call) -> _Call:
     """Return the call to make: with the conversation if it is the program's, else as it came."""
     call.adapter = inner
     caller = (dspy.settings.caller_modules or [None])[-1]
-    frame = _owning_frame(caller)
-    _apply_settings(frame or current_frame(), caller, call)
+    frame = owning_frame(caller)
+    _apply_settings(caller, call)
     if frame is None:
         return call
     options = frame.options
@@ -205,22 +204,22 @@ def _plan(inner: dspy.Adapter, call: _Call) -> _Call:
     return call
 
 
-def _apply_settings(frame: Frame | None, caller: Any, call: _Call) -> None:
-    """Bring the turn's own LM settings to this call, and its LM to the program's predictors."""
-    if frame is None:
-        return
-    if frame.config:
-        call.lm_kwargs = {**call.lm_kwargs, **frame.config}
-    if frame.lm is not None and any(caller is predictor for predictor in frame.owned(caller)):
-        call.lm = frame.lm  # copies (BestOfN's attempts) keep the LM they were given
+def _apply_settings(caller: Any, call: _Call) -> None:
+    """Bring the LM settings of the running turns to this call, and their LM to their predictors.
 
-
-def _owning_frame(caller: Any) -> Frame | None:
-    """The innermost running turn whose program `caller` is a predictor of, copies included."""
-    frame = current_frame()
-    while frame is not None and not frame.owned(caller):
+    Copies of predictors (BestOfN's attempts) keep the LM that they were given.
+    """
+    frame, lm = current_frame(), None
+    config: dict[str, Any] = {}
+    while frame is not None:
+        config = {**frame.config, **config}
+        if lm is None and any(caller is predictor for predictor in frame.owned(caller)):
+            lm = frame.lm
         frame = frame.parent
-    return frame
+    if config:
+        call.lm_kwargs = {**call.lm_kwargs, **config}
+    if lm is not None:
+        call.lm = lm
 
 
 def _fits(window: Window, signature: type[dspy.Signature]) -> bool:
@@ -255,7 +254,7 @@ def _shown(shape: Shape, view: View) -> tuple[list[str], list[str]]:
 
 
 class _Injected(msgspec.Struct):
-    stamp: Any
+    stamp: SignatureStamp
     signature: type[dspy.Signature]
 
 
@@ -273,7 +272,7 @@ def _with_history(
     """
     if as_pairs and declared and signature.input_fields[field].annotation == dspy.History:
         return signature
-    key, stamp = (signature, field, as_pairs), _stamp(signature)
+    key, stamp = (signature, field, as_pairs), signature_stamp(signature)
     known = _injected.get(key)
     if known is not None and known.stamp == stamp:
         return known.signature
@@ -305,10 +304,3 @@ def _remember_original(
         return shorter
 
     type.__setattr__(made, "delete", staticmethod(delete))
-
-
-def _stamp(signature: type[dspy.Signature]) -> tuple[str, list[tuple[str, Any, dict[str, Any]]]]:
-    fields: Mapping[str, Any] = signature.fields
-    return signature.instructions, [
-        (name, info.annotation, dict(info.json_schema_extra)) for name, info in fields.items()
-    ]

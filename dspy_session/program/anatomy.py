@@ -8,16 +8,19 @@ or signatures would lose the copies that BestOfN, Refine and the optimizers make
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import hashlib
 import inspect
 import json
+import re
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, get_args
 
 import dspy
 import msgspec
+import pydantic
 
 from dspy_session.core.options import CopyMode, SessionOptions
 from dspy_session.errors import HistoryError, ModuleTypeError
@@ -35,13 +38,13 @@ __all__ = [
     "owned_predictors",
     "predictors",
     "refuse_conflicts",
+    "signature_stamp",
     "takes_input",
 ]
 
-# Attributes of DSPy's own that hold data, never sub-modules.
-_DATA_ATTRIBUTES: Final = frozenset(
-    {"history", "callbacks", "demos", "traces", "train", "signature", "config", "fields", "lm"}
-)
+# Attributes that hold data, never sub-modules: of every module, and beside those of a Predict.
+_MODULE_DATA: Final = frozenset({"history", "callbacks"})
+_PREDICT_DATA: Final = _MODULE_DATA | {"demos", "traces", "train", "config", "fields"}
 
 
 def check_module(module: Any, what: str = "program") -> dspy.Module:
@@ -87,17 +90,20 @@ def walk(program: dspy.Module) -> Iterator[tuple[str, dspy.Module]]:
             if isinstance(item, dspy.Module):
                 yield path, item
                 below.extend(_children(path, item))
-            elif isinstance(item, dict):
-                below.extend((f"{path}[{key!r}]", value) for key, value in item.items())
-            elif isinstance(item, list | tuple):
-                below.extend((f"{path}[{number}]", value) for number, value in enumerate(item))
+            else:
+                pairs = item.items() if isinstance(item, dict) else enumerate(item)
+                below.extend((f"{path}[{k!r}]", v) for k, v in pairs if isinstance(v, _MAY_HOLD))
         level = below
+
+
+_MAY_HOLD: Final = (dspy.Module, dict, list, tuple)
 
 
 def _children(path: str, module: dspy.Module) -> Iterator[tuple[str, Any]]:
     prefix = "" if path == "self" else f"{path}."
+    data = _PREDICT_DATA if isinstance(module, dspy.Predict) else _MODULE_DATA
     for name, value in vars(module).items():
-        if name not in _DATA_ATTRIBUTES and isinstance(value, dspy.Module | list | tuple | dict):
+        if isinstance(value, _MAY_HOLD) and name not in data:
             yield f"{prefix}{name}", value
 
 
@@ -146,10 +152,12 @@ class HistorySlot(msgspec.Struct, frozen=True):
         field: The name under which callers pass a history and examples hold it.
         parameter: The name under which the program's own `forward` takes it; None if it does not,
             and the history only reaches the predictors.
+        kind: The type that it is annotated with: `dspy.History`, or a subclass.
     """
 
     field: str
     parameter: str | None
+    kind: type[dspy.History] = dspy.History
 
 
 def declared_history(signature: type[dspy.Signature], name: str, strict: bool) -> str | None:
@@ -168,7 +176,7 @@ def declared_history(signature: type[dspy.Signature], name: str, strict: bool) -
     if strict:
         return None
     for field, info in fields.items():
-        if _mentions_history(info.annotation):
+        if _history_type(info.annotation) is not None:
             return field
     return name if name in fields else None
 
@@ -178,23 +186,32 @@ def history_slot(program: dspy.Module, options: SessionOptions) -> HistorySlot:
 
     A parameter of `forward` counts if it has the history field's name or mentions `dspy.History`.
     A program that takes `**kwargs` is handed the history if every predictor in it declares one
-    (a Predict, a ChainOfThought over a signature with a history field).
+    (a Predict, a ChainOfThought over a signature with a history field); not if the field is one
+    only by its name, for then a `dspy.History` is not what its annotation asks for.
 
     Args:
         program: Any module.
         options: The session's options.
     """
     name, strict = options.history_field, options.strict_history_annotation
-    parameter, open_ended = _forward_parameters(_forward_of(program), name, strict)
+    parameter, kind, open_ended = _forward_parameters(_forward_of(program), name, strict)
     if parameter is None and open_ended:
-        declared = {
-            declared_history(predictor.signature, name, strict)
-            for _, predictor in predictors(program)
-        }
+        declared = {_declaration(found.signature, name, strict) for _, found in predictors(program)}
         if len(declared) == 1:
-            parameter = declared.pop()
+            parameter, kind = declared.pop()
     is_default = name == SessionOptions().history_field
-    return HistorySlot(parameter if parameter and is_default else name, parameter)
+    return HistorySlot(
+        parameter if parameter and is_default else name, parameter, kind or dspy.History
+    )
+
+
+def _declaration(
+    signature: type[dspy.Signature], name: str, strict: bool
+) -> tuple[str | None, type[dspy.History] | None]:
+    """The declared history field with its type; two times None if it is one only by its name."""
+    field = declared_history(signature, name, strict)
+    kind = _history_type(signature.input_fields[field].annotation) if field else None
+    return (field, kind) if kind else (None, None)
 
 
 def refuse_conflicts(program: dspy.Module, options: SessionOptions) -> None:
@@ -212,7 +229,7 @@ def refuse_conflicts(program: dspy.Module, options: SessionOptions) -> None:
     way_out = f'Rename the field, or choose another name: history_field="{name}_".'
     for path, predictor in predictors(program):
         output = predictor.signature.output_fields.get(name)
-        if output is not None and not _mentions_history(output.annotation):
+        if output is not None and _history_type(output.annotation) is None:
             raise HistoryError(
                 f"Predictor {path!r} has an output named {name!r}, which is the name of the "
                 f"session's history field. {way_out}"
@@ -242,9 +259,12 @@ def takes_input(program: dspy.Module, name: str) -> bool:
         name: The input's name.
     """
     function = _forward_of(program)
-    if function is not None and name in inspect.signature(function).parameters:
+    parameters = inspect.signature(function).parameters if function is not None else {}
+    if name in parameters:
         return True
-    return any(name in predictor.signature.input_fields for _, predictor in predictors(program))
+    return any(p.kind is p.VAR_KEYWORD for p in parameters.values()) and any(
+        name in predictor.signature.input_fields for _, predictor in predictors(program)
+    )
 
 
 def _forward_of(program: dspy.Module) -> Callable[..., Any] | None:
@@ -262,23 +282,19 @@ def _forward_of(program: dspy.Module) -> Callable[..., Any] | None:
 @functools.lru_cache(maxsize=256)
 def _forward_parameters(
     function: Callable[..., Any] | None, name: str, strict: bool
-) -> tuple[str | None, bool]:
-    """The parameter of `forward` that takes the history, and whether it takes any keyword."""
+) -> tuple[str | None, type[dspy.History] | None, bool]:
+    """The parameter of `forward` that takes the history, its type, and whether any keyword goes."""
     if function is None:
-        return None, False
+        return None, None, False
     parameters = inspect.signature(function).parameters
     annotations = _annotations(function)
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    exact = [n for n in parameters if annotations.get(n) is dspy.History]
-    if strict:
-        return next(iter(exact), None), open_ended
-    close = [n for n in parameters if _mentions_history(annotations.get(n))]
-    named = [
-        n
-        for n in parameters
-        if n == name and parameters[n].kind is not inspect.Parameter.VAR_KEYWORD
-    ]
-    return next(iter([*exact, *close, *named]), None), open_ended
+    found = [n for n in parameters if annotations.get(n) is dspy.History]
+    if not strict:
+        found += [n for n in parameters if _history_type(annotations.get(n)) is not None]
+        found += [n for n, p in parameters.items() if n == name and p.kind is not p.VAR_KEYWORD]
+    parameter = next(iter(found), None)
+    return parameter, _history_type(annotations.get(parameter or "")), open_ended
 
 
 def _annotations(function: Callable[..., Any] | None) -> Mapping[str, Any]:
@@ -289,16 +305,24 @@ def _annotations(function: Callable[..., Any] | None) -> Mapping[str, Any]:
         return inspect.get_annotations(function, eval_str=True)
     except Exception:  # noqa: BLE001  # a user's code, with names that only type checkers may see
         raw: Mapping[str, Any] = getattr(function, "__annotations__", {})
-        return {
-            name: dspy.History if text in ("dspy.History", "History") else text
-            for name, text in raw.items()
-        }
+        return {name: _unevaluated(annotation) for name, annotation in raw.items()}
 
 
-def _mentions_history(annotation: Any) -> bool:
+def _unevaluated(annotation: Any) -> Any:
+    """What is known of an annotation that could not be evaluated."""
+    if annotation in ("dspy.History", "History"):
+        return dspy.History
+    if isinstance(annotation, str) and re.search(r"\bHistory\b", annotation):
+        return dspy.History | None
+    return annotation
+
+
+def _history_type(annotation: Any) -> type[dspy.History] | None:
+    """The `dspy.History`, or the subclass of it, that an annotation mentions."""
     if isinstance(annotation, type) and issubclass(annotation, dspy.History):
-        return True
-    return any(_mentions_history(argument) for argument in get_args(annotation))
+        return annotation
+    found = (_history_type(argument) for argument in get_args(annotation))
+    return next((kind for kind in found if kind is not None), None)
 
 
 def bake_history(program: dspy.Module, history_field: str = "history") -> dspy.Module:
@@ -367,10 +391,24 @@ def holds_learned_state(program: dspy.Module) -> bool:
 
 
 class _Digest(msgspec.Struct):
-    signature: type[dspy.Signature]
-    instructions: str
+    stamp: SignatureStamp
     demos: list[dict[str, Any]]
     digest: bytes
+
+
+SignatureStamp = tuple[str, list[tuple[str, Any, dict[str, Any]]]]
+
+
+def signature_stamp(signature: type[dspy.Signature]) -> SignatureStamp:
+    """Return what a signature says now; optimizers change instructions and fields in place.
+
+    Args:
+        signature: Any signature.
+    """
+    fields: Mapping[str, Any] = signature.fields
+    return signature.instructions, [
+        (name, info.annotation, dict(info.json_schema_extra)) for name, info in fields.items()
+    ]
 
 
 _digests: weakref.WeakKeyDictionary[dspy.Predict, _Digest] = weakref.WeakKeyDictionary()
@@ -397,22 +435,13 @@ def fingerprint(program: dspy.Module) -> str:
 
 def _digest_of(predictor: dspy.Predict) -> bytes:
     signature, demos = predictor.signature, [dict(demo.items()) for demo in predictor.demos]
+    stamp = signature_stamp(signature)
     known = _digests.get(predictor)
-    if (
-        known is not None
-        and known.signature is signature
-        and known.instructions == signature.instructions
-        and _same_objects(known.demos, demos)
-    ):
+    if known is not None and known.stamp == stamp and _same_objects(known.demos, demos):
         return known.digest
-    content = {
-        "signature": signature.dump_state(),
-        "fields": [[name, repr(info.annotation)] for name, info in signature.fields.items()],
-        "demos": demos,
-    }
-    text = json.dumps(content, sort_keys=True, default=_stable_text)
-    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-    _digests[predictor] = _Digest(signature, signature.instructions, demos, digest)
+    text = json.dumps(_plain([stamp, demos]))
+    digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+    _digests[predictor] = _Digest(stamp, demos, digest)
     return digest
 
 
@@ -423,9 +452,24 @@ def _same_objects(known: list[dict[str, Any]], demos: list[dict[str, Any]]) -> b
     )
 
 
-def _stable_text(value: Any) -> Any:
-    """What stands for a value that JSON cannot hold: never an address."""
-    dump = getattr(value, "model_dump", None)
-    if callable(dump):
-        return [type(value).__qualname__, dump(mode="json")]
-    return type(value).__qualname__
+def _plain(value: Any) -> Any:
+    """What stands for a value in a digest: JSON, in which types are named and addresses are not."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    parts: Any = ()
+    if isinstance(value, Mapping | dspy.Example):
+        parts = value.items()
+    elif isinstance(value, pydantic.BaseModel):
+        parts = value
+    elif isinstance(value, set | frozenset):
+        parts = ((text, None) for text in sorted(map(repr, value)))
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        parts = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
+    else:
+        parts = [("", _ADDRESS.sub("", repr(value)))]
+    return [type(value).__qualname__, [[_plain(key), _plain(item)] for key, item in parts]]
+
+
+_ADDRESS: Final = re.compile(r" at 0x[0-9a-f]+")

@@ -19,7 +19,7 @@ from dspy_session.core.options import SessionOptions
 from dspy_session.core.window import Window
 from dspy_session.program.anatomy import owned_predictors
 
-__all__ = ["Draft", "Frame", "FRAME_KEY", "current_frame"]
+__all__ = ["FRAME_KEY", "Draft", "Frame", "current_frame", "frame_of", "owning_frame"]
 
 FRAME_KEY: Final = "dspy_session_frame"
 
@@ -126,6 +126,18 @@ class Frame(msgspec.Struct, frozen=True, eq=False):
 def current_frame() -> Frame | None:
     """Return the innermost running turn of this thread or task, or None."""
     frame: Frame | None = dspy.settings.get(FRAME_KEY)
+    return frame
+
+
+def owning_frame(caller: Any) -> Frame | None:
+    """Return the innermost running turn whose program has a predictor, or None.
+
+    Args:
+        caller: A predictor of the program, or a copy of one; anything else belongs to no turn.
+    """
+    frame = current_frame()
+    while frame is not None and not frame.owned(caller):
+        frame = frame.parent
     return frame
 
 

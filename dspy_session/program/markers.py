@@ -25,6 +25,7 @@ __all__ = ["MarkedText", "has_marker", "keep_text", "marked_text"]
 
 _START: Final = CUSTOM_TYPE_START_IDENTIFIER
 _END: Final = CUSTOM_TYPE_END_IDENTIFIER
+_WHOLE: Final = f"{_START}(?:(?!{_START}|{_END}).)*{_END}"
 _NESTING: Final = 2  # how often a marker may be written as JSON within JSON
 
 
@@ -129,9 +130,8 @@ def _written_out(value: Any) -> Iterator[str]:
     if isinstance(value, list | tuple):
         for item in value:
             yield from _written_out(item)
-    elif isinstance(value, str) and value.startswith(_START) and value.endswith(_END):
-        if value.count(_START) == value.count(_END) == 1:
-            yield value
+    elif isinstance(value, str) and re.fullmatch(_WHOLE, value, re.DOTALL):
+        yield value
 
 
 def _restored(text: str, marks: frozenset[str]) -> MarkedText:

@@ -7,6 +7,7 @@ only in how they call the program in between.
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Generator, Mapping
@@ -14,11 +15,13 @@ from typing import Any
 
 import dspy
 import msgspec
+import pydantic
 
 from dspy_session.core.options import SessionOptions
 from dspy_session.core.state import SessionState
 from dspy_session.core.step import Step, commit, prepare
 from dspy_session.core.turn import Run, usage_pairs
+from dspy_session.core.window import Window
 from dspy_session.errors import CallError, HistoryError
 from dspy_session.program.adapter import AdapterKeeper, wrap_adapter
 from dspy_session.program.anatomy import (
@@ -162,7 +165,7 @@ def running(
     turn = prepare(state, fields, options, None if given is None else given.messages)
     passed = given
     if slot.parameter is not None:
-        passed = given if given is not None else turn.window.history()
+        passed = given if given is not None else _history_of(turn.window, slot.kind)
         fields[slot.parameter] = passed
     frame = Frame(
         program=program,
@@ -176,16 +179,18 @@ def running(
         config=dict(config or {}),
         parent=current_frame(),
     )
-    around = dspy.settings.usage_tracker
+    tracker = dspy.settings.usage_tracker
     began, clock = time.time(), time.perf_counter()
-    with dspy.context(**_surroundings(frame, lm)):
-        returned = yield fields
-    duration = time.perf_counter() - clock
     draft = frame.draft
-    draft.hand_up(around)
+    try:
+        with dspy.context(**_surroundings(frame, lm)):
+            returned = yield fields
+    finally:
+        draft.hand_up(tracker)
+    duration = time.perf_counter() - clock
     usage = draft.get_total_tokens()
     prediction = _prediction_in(returned)
-    if around is None and dspy.settings.track_usage and isinstance(prediction, dspy.Prediction):
+    if tracker is None and dspy.settings.track_usage and isinstance(prediction, dspy.Prediction):
         prediction.set_lm_usage(usage)  # DSPy does not, where a tracker is active already
     run = Run(
         id=new_id(),
@@ -260,12 +265,21 @@ def split_settings(
     for name in ("lm", "config"):
         if name in inputs and not takes_input(program, name):
             settings[name] = inputs.pop(name)
-    if settings.get("config") is not None and not isinstance(settings["config"], Mapping):
+    _check_settings(**settings)
+    return inputs, settings
+
+
+def _check_settings(lm: Any = None, config: Any = None) -> None:
+    if not (lm is None or isinstance(lm, dspy.BaseLM) or hasattr(lm, "supports_decision_requests")):
+        raise CallError(
+            'lm= must be a language model, for example dspy.LM("openai/gpt-5-mini"), '
+            f"not {type(lm).__name__}."
+        )
+    if config is not None and not isinstance(config, Mapping):
         raise CallError(
             'config= must be a dict of LM settings, for example {"temperature": 0.2}, '
-            f"not {type(settings['config']).__name__}."
+            f"not {type(config).__name__}."
         )
-    return inputs, settings
 
 
 def new_id() -> str:
@@ -288,6 +302,7 @@ def _checked(
     if options is not None and not isinstance(options, SessionOptions):
         raise CallError(f"options must be SessionOptions, not {type(options).__name__}.")
     check_module(module)
+    _check_settings(lm, config)
     options = options or SessionOptions()
     refuse_conflicts(module, options)
     return running(module, state, inputs, options, lm=lm, config=config)
@@ -316,6 +331,15 @@ def _split_history(
         f"{field}=dspy.History(messages=[...]). If {field!r} is an input of your program and not "
         'its history, choose another name for the latter: history_field="..."'
     )
+
+
+def _history_of(window: Window, kind: type[dspy.History]) -> dspy.History:
+    """The history that the program's `forward` is handed, of the type that it asks for."""
+    if kind is not dspy.History:
+        with contextlib.suppress(pydantic.ValidationError):  # it needs more than messages
+            return kind(messages=window.messages())
+    history: dspy.History = window.history()
+    return history
 
 
 def _surroundings(frame: Frame, lm: dspy.BaseLM | None) -> dict[str, Any]:
@@ -353,7 +377,7 @@ def _abandon(flow: Flow, error: BaseException) -> None:
     try:
         flow.throw(error)
     except BaseException as raised:
-        if raised is not error:
+        if raised is not error and raised.__cause__ is not error:  # a generator's StopIteration
             raise
 
 

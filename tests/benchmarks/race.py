@@ -198,7 +198,12 @@ def state_of(turns: int) -> Any:
     return session.state
 
 
-# --- processes: the published package's, and fresh ones for what is measured in bytes --------------
+# --- other processes: the published package's, and fresh ones to weigh things in ------------------
+
+
+def interpreter(python: str) -> list[str]:
+    """The command of an interpreter; another environment's sees none of this one's variables."""
+    return [python] if python == sys.executable else [python, "-E"]
 
 
 class Worker:
@@ -206,7 +211,7 @@ class Worker:
 
     def __init__(self, python: str) -> None:
         self._process = subprocess.Popen(
-            [python, str(Path(__file__).resolve()), "--worker"],
+            [*interpreter(python), str(Path(__file__).resolve()), "--worker"],
             cwd=tempfile.gettempdir(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -402,7 +407,7 @@ def import_times(python: str, runs: int) -> tuple[float, float]:
     took = []
     for _ in range(runs + 1):  # the first one may write byte code
         done = subprocess.run(
-            [python, "-c", _IMPORTS],
+            [*interpreter(python), "-c", _IMPORTS],
             cwd=tempfile.gettempdir(),
             capture_output=True,
             text=True,
