@@ -280,8 +280,7 @@ class Session(Conversation, Branch):
         """
         state = self._state
         if at is not None and at != state.stop:
-            state = rewind(state, at)
-            state = msgspec.structs.replace(state, tip=state.stop, epoch=state.epoch + 1)
+            state = rewind(state, at, redoable=False)
         return self._twin(with_id(state, program_run.new_id()))
 
     def _twin(self, state: SessionState) -> Session:

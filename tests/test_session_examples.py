@@ -152,7 +152,16 @@ def test_D10_numbers_and_bools_are_scores(returned: Any, expected: float) -> Non
 
 @pytest.mark.parametrize(
     "returned",
-    [None, "good", [], float("nan"), float("inf"), {}, dspy.Prediction(), dspy.Prediction(score="")],
+    [
+        None,
+        "good",
+        [],
+        float("nan"),
+        float("inf"),
+        {},
+        dspy.Prediction(),
+        dspy.Prediction(score=""),
+    ],
 )
 def test_D10_anything_else_is_a_metric_that_failed(
     returned: Any, caplog: pytest.LogCaptureFixture

@@ -1,7 +1,8 @@
 """The stubs in `typings/` are true to the DSPy that is installed, and hold what is used of it.
 
-DSPy ships no types. What mypy believes of it is written in `typings/`; mypy itself complains of a
-name in use that is not there, and the tests here of everything else that could be wrong with it.
+DSPy ships no types. What mypy believes of it is written in `typings/` (and of cloudpickle, which
+DSPy saves programs with). mypy itself complains of a name in use that is not there; the tests here,
+of everything else that could be wrong with it.
 """
 
 import ast
@@ -21,6 +22,7 @@ TYPINGS = PROJECT / "typings"
 INSTANCES: dict[str, object] = {
     "dspy.BaseLM": dspy.BaseLM("none"),
     "dspy.History": dspy.History(messages=[]),
+    "dspy.Image": dspy.Image("data:image/png;base64,aGk="),
     "dspy.Module": dspy.Module(),
     "dspy.Predict": dspy.Predict("question -> answer"),
     "dspy.utils.usage_tracker.UsageTracker": UsageTracker(),
@@ -112,7 +114,7 @@ def stubtest(typings: Path) -> str:
     config.write_text(f"[mypy]\nmypy_path = {typings}\n", "utf-8")
     done = house.run_python(
         PROJECT,
-        *("-m", "mypy.stubtest", "dspy"),
+        *("-m", "mypy.stubtest", *(path.name for path in TYPINGS.iterdir())),
         *("--ignore-missing-stub", "--mypy-config-file", str(config)),
     )
     return done.stdout + done.stderr

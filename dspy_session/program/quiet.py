@@ -1,8 +1,8 @@
 """DSPy's warning about a missing input, where that input is the history the session supplies.
 
-A predictor with a history field of its own checks its inputs before any adapter runs. If the program
-around it does not pass a history, DSPy warns on every call, though the session is about to supply
-it. Whatever else is missing is still warned about.
+A predictor with a history field of its own checks its inputs before any adapter runs. If the
+program around it does not pass a history, DSPy warns on every call, though the session is about to
+supply it. Whatever else is missing is still warned about.
 """
 
 from __future__ import annotations

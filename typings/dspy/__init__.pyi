@@ -28,6 +28,8 @@ class Signature(BaseModel, metaclass=SignatureMeta, init=False):
         cls, signature: str | Mapping[str, Any], instructions: str | None = None
     ) -> type[Signature]: ...
     @classmethod
+    def with_instructions(cls, instructions: str) -> type[Signature]: ...
+    @classmethod
     def append(cls, name: str, field: Any, type_: Any = None) -> type[Signature]: ...
     @classmethod
     def prepend(cls, name: str, field: Any, type_: Any = None) -> type[Signature]: ...
@@ -46,6 +48,12 @@ def OutputField(**kwargs: Any) -> Any: ...
 # Values
 
 class Type(BaseModel): ...
+
+class Image(Type):
+    url: str
+    def __init__(
+        self, source: Any = None, /, *, download: Any = ..., verify: Any = ..., **data: Any
+    ) -> None: ...
 
 class History(BaseModel):
     messages: list[dict[str, Any]]
@@ -78,12 +86,24 @@ class Module(metaclass=ProgramMeta):
     def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
     async def acall(self, *args: Any, **kwargs: Any) -> Any: ...
     def named_parameters(self) -> list[tuple[str, Any]]: ...
+    def predictors(self) -> list[Predict]: ...
     def named_predictors(self) -> list[tuple[str, Predict]]: ...
     def set_lm(self, lm: BaseLM) -> None: ...
     def get_lm(self) -> Any: ...
     def map_named_predictors(self, func: Callable[[Predict], Predict]) -> Self: ...
     def deepcopy(self) -> Self: ...
     def reset_copy(self) -> Self: ...
+    def batch(
+        self,
+        examples: list[Example],
+        num_threads: int | None = None,
+        max_errors: int | None = None,
+        return_failed_examples: bool = False,
+        provide_traceback: bool | None = None,
+        disable_progress_bar: bool = False,
+        timeout: int = 120,
+        straggler_limit: int = 3,
+    ) -> Any: ...
     def dump_state(self, json_mode: bool = True) -> dict[str, Any]: ...
     def load_state(self, state: dict[str, Any], *, allow_unsafe_lm_state: bool = False) -> Any: ...
     def save(
@@ -119,6 +139,30 @@ class ChainOfThought(Module):
         **config: Any,
     ) -> None: ...
 
+class ReAct(Module):
+    def __init__(
+        self,
+        signature: str | type[Signature],
+        tools: list[Callable[..., Any]],
+        max_iters: int = 20,
+    ) -> None: ...
+
+class Parallel:
+    def __init__(
+        self,
+        num_threads: int | None = None,
+        max_errors: int | None = None,
+        access_examples: bool = True,
+        return_failed_examples: bool = False,
+        provide_traceback: bool | None = None,
+        disable_progress_bar: bool = False,
+        timeout: int = 120,
+        straggler_limit: int = 3,
+    ) -> None: ...
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+def load(path: str | PathLike[str], allow_pickle: bool = False) -> Any: ...
+
 # Adapters
 
 class Adapter:
@@ -152,6 +196,12 @@ class Adapter:
         prefix: str = "",
         suffix: str = "",
         main_request: bool = False,
+    ) -> str: ...
+    def format_assistant_message_content(
+        self,
+        signature: type[Signature],
+        outputs: dict[str, Any],
+        missing_field_message: str | None = None,
     ) -> str: ...
     def format_conversation_history(
         self, signature: type[Signature], history_field_name: str, inputs: dict[str, Any]

@@ -1,0 +1,3 @@
+from dspy import JSONAdapter
+
+class BAMLAdapter(JSONAdapter): ...
