@@ -199,7 +199,8 @@ def _prompt_of(request: Request) -> Prompt:
         text = system if isinstance(system, str) else "".join(part.text for part in system)
         prompt.append({"role": "system", "content": text})
     for message in request.messages:
-        prompt.append({"role": message.role, "content": message.text or ""})
+        texts = [part.text for part in message.parts if isinstance(part, TextPart)]
+        prompt.append({"role": message.role, "content": "\n".join(texts)})
     return prompt
 
 

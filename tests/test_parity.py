@@ -414,7 +414,7 @@ def marker(url: str) -> str:
 
 
 EVIL = marker("https://evil.example/x.png")
-PIXEL = "data:image/png;base64,iVBORw0KGgoAAAA"
+PIXEL = "data:image/png;base64,iVBORw0KGgoAAAAA"
 
 
 def pixel(number: int) -> str:
@@ -608,8 +608,8 @@ def test_X7_images_that_a_tool_returns_stay_images() -> None:
         session(question="and now?")
     hall = "https://host.example/hall.png"
     seen = [images(entry["messages"]) for entry in lm.history]
-    #        first turn: the loop, the answer       second turn: the same, after the first as text
-    assert seen == [[], [hall], [hall], [hall], [hall], [hall, hall], [hall, hall], [hall]]
+    first_turn = [[], [hall], [hall], [hall]]  # three steps of the loop, and the answer
+    assert seen == [*first_turn, *([hall, *images] for images in first_turn)]
 
 
 @every_adapter

@@ -421,6 +421,12 @@ def test_D15_a_refused_program_changes_nothing() -> None:
     assert session.options is options
 
 
+def program_of(session: Session) -> tuple[Any, ...]:
+    """The parts of an Asker that a branch can change."""
+    program: Any = session.module
+    return program, program.qa, program.qa.lm, program.qa.demos
+
+
 def test_D15_each_branch_changes_its_own_program() -> None:
     def load_state(session: Session) -> None:
         program = Asker()
@@ -439,20 +445,18 @@ def test_D15_each_branch_changes_its_own_program() -> None:
     for change in changes:
         trunk = sessionify(Asker())
         ask(trunk, "one")
-        module: Any = trunk.module
         left, right = trunk.fork(), trunk.fork()
-        assert left.module is right.module is module
-        predictor, lm, demos = module.qa, module.qa.lm, module.qa.demos
+        before = program_of(trunk)
+        assert program_of(left) == program_of(right) == before
         change(left)
-        assert left.module is not module
-        assert left.module.qa is not predictor  # type: ignore[attr-defined]
-        assert trunk.module is right.module is module
-        assert (module.qa, module.qa.lm, module.qa.demos) == (predictor, lm, demos)
-        own: Any = left.module
+        own = program_of(left)
+        assert own[0] is not before[0]
+        assert own[1] is not before[1]
+        assert program_of(trunk) == program_of(right) == before
         left.set_lm(scripted())
-        assert left.module is own  # it was the branch's own already
+        assert left.module is own[0]  # it was the branch's own already
         change(trunk)
-        assert right.module is module
+        assert program_of(right) == before
         assert right(question="two") == "answer to two"
 
 
@@ -604,7 +608,7 @@ def test_D7_options_can_be_set_as_one_value(lm: ScriptedLM) -> None:
     assert past(lm.prompts[-1]) == pairs("three")
     before = session.options
     with refused(session, OptionError, "session.options = session.options.replace(max_turns=...)"):
-        session.max_turns = 5  # type: ignore[attr-defined]
+        session.max_turns = 5
     with refused(session, OptionError, "SessionOptions", "dict"):
         session.options = {"max_turns": 5}  # type: ignore[assignment]
     with refused(session, OptionError, "max_turns", "-1"):

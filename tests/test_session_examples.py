@@ -234,7 +234,12 @@ def test_D10_what_the_metric_gets() -> None:
     seen: list[tuple[dspy.Example, dspy.Prediction]] = []
     session = qa_session(history_field="memory")
     ask(session, "one", "two")
-    session.score(lambda example, prediction: seen.append((example, prediction)) or 1)
+
+    def metric(example: dspy.Example, prediction: dspy.Prediction) -> float:
+        seen.append((example, prediction))
+        return 1.0
+
+    session.score(metric)
     example, prediction = seen[1]
     assert type(prediction) is dspy.Prediction
     assert dict(prediction.items()) == {"answer": "answer to two"}
@@ -258,7 +263,7 @@ def test_D10_gold_that_does_not_fit(gold: Any, words: tuple[str, ...]) -> None:
     session = rated("1", "2")
     for call in (session.score, session.to_examples):
         with refused(session, CallError, "one dspy.Example or one per turn", *words):
-            call(rating, gold=gold)  # type: ignore[operator]
+            call(rating, gold=gold)
 
 
 def test_D10_a_metric_that_is_none() -> None:
@@ -370,7 +375,7 @@ def test_D9_a_turn_without_outputs_is_skipped_and_not_judged() -> None:
 def test_D9_to_trainset_is_to_examples() -> None:
     session = rated("0.2", "0.8")
     for options in ({}, {"metric": rating, "min_score": 0.5}, {"include_history": False}):
-        trainset, examples = session.to_trainset(**options), session.to_examples(**options)  # type: ignore[arg-type]
+        trainset, examples = session.to_trainset(**options), session.to_examples(**options)
         assert [dict(e.items()) for e in trainset] == [dict(e.items()) for e in examples]
         assert [set(e.inputs().keys()) for e in trainset] == [
             set(e.inputs().keys()) for e in examples

@@ -112,9 +112,9 @@ def test_D7_trimming_by_hand_added_turns_too() -> None:
     session = qa_session(max_stored_turns=2)
     watched = []
     for number in range(1_000):
-        turn = session.add_turn({"question": f"{number}"}, {"answer": ""})
-        watched.append(weakref.ref(turn))
-    del turn
+        watched.append(
+            weakref.ref(session.add_turn({"question": f"{number}"}, {"answer": ""})),
+        )
     gc.collect()
     assert sum(turn() is not None for turn in watched) == 2
 

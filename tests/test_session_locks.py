@@ -260,10 +260,10 @@ class AsksLater(Asks):
         return await self.do()
 
 
-def asking(program: Asks, do: Callable[[], Any], lock: str) -> Session:
+def asking(program: Asks, do: Callable[[Session], Any], lock: str) -> Session:
     session = sessionify(program, lock=lock, copy_mode="none")
     session.add_turn({"question": "first"}, {"output": "by hand"})
-    program.do = do
+    program.do = lambda: do(session)
     return session
 
 
@@ -291,35 +291,41 @@ INSIDE = ("inside its own turn", "session.fork()")
 
 
 @pytest.mark.parametrize("lock", ["none", "thread"])
-def test_D16_a_session_inside_its_own_turn(lock: str) -> None:
-    for attempt in (
-        lambda: session(question="again"),
-        lambda: session.forward(question="again"),
-    ):
-        session = asking(Asks(), attempt, lock)
-        for call in (session, session.forward):
-            with refused(session, LockError, *INSIDE):
-                call(question="one")
-        in_threads([lambda: session.module.__setattr__("do", lambda: "fine")])
-        in_threads([lambda: session(question="two")])
-        assert session.turns[-1].outputs == {"output": "fine"}
+@pytest.mark.parametrize(
+    "again",
+    [lambda session: session(question="again"), lambda session: session.forward(question="again")],
+)
+def test_D16_a_session_inside_its_own_turn(lock: str, again: Callable[[Session], Any]) -> None:
+    program = Asks()
+    session = asking(program, again, lock)
+    for call in (session, session.forward):
+        with refused(session, LockError, *INSIDE):
+            call(question="one")
+    program.do = lambda: "fine"
+    in_threads([lambda: session(question="two")])
+    assert session.turns[-1].outputs == {"output": "fine"}
 
 
 @pytest.mark.parametrize("lock", ["none", "async"])
-def test_D16_an_async_session_inside_its_own_turn(lock: str) -> None:
-    for attempt in (
-        lambda: session.acall(question="again"),
-        lambda: session.aforward(question="again"),
-        lambda: asyncio.gather(session.acall(question="again")),
-    ):
-        session = asking(AsksLater(), attempt, lock)
-        for call in (session.acall, session.aforward):
-            with refused(session, LockError, *INSIDE):
-                asyncio.run(call(question="one"))
+@pytest.mark.parametrize(
+    "again",
+    [
+        lambda session: session.acall(question="again"),
+        lambda session: session.aforward(question="again"),
+        lambda session: asyncio.gather(session.acall(question="again")),
+    ],
+)
+def test_D16_an_async_session_inside_its_own_turn(
+    lock: str, again: Callable[[Session], Any]
+) -> None:
+    session = asking(AsksLater(), again, lock)
+    for call in (session.acall, session.aforward):
+        with refused(session, LockError, *INSIDE):
+            asyncio.run(call(question="one"))
 
 
 def test_D16_also_from_a_worker_thread_of_dspy() -> None:
-    def attempt() -> list[Exception]:
+    def attempt(session: Session) -> list[Exception]:
         example = dspy.Example(question="again").with_inputs("question")
         _, _, errors = session.batch(
             [example], max_errors=9, return_failed_examples=True, disable_progress_bar=True
@@ -333,8 +339,8 @@ def test_D16_also_from_a_worker_thread_of_dspy() -> None:
 
 
 def test_D16_also_through_another_session() -> None:
-    outer = asking(Asks(), lambda: inner(question="in between"), "thread")
-    inner = asking(Asks(), lambda: outer(question="again"), "thread")
+    outer = asking(Asks(), lambda _: inner(question="in between"), "thread")
+    inner = asking(Asks(), lambda _: outer(question="again"), "thread")
     before = inner.state
     with refused(outer, LockError, *INSIDE):
         outer(question="one")
@@ -345,7 +351,7 @@ def test_D16_also_through_another_session() -> None:
 def test_D16_other_sessions_and_branches_may_be_called_inside(lock: str) -> None:
     other = sessionify(dspy.Predict(QA), lock=lock)
 
-    def attempt() -> Any:
+    def attempt(session: Session) -> Any:
         branches = [session.fork(), session.deepcopy()]
         for branch in branches:
             branch.update_module(dspy.Predict(QA))

@@ -475,7 +475,7 @@ def test_D12_a_saved_program_carries_no_conversation(tmp_path: Path, lm: Scripte
         on_turn=lambda s, turn: kept.append(turn),
     )
     ask(session, "a secret question")
-    session.candidate_programs = [{"score": 1, "program": copy.deepcopy(session)}]  # type: ignore[attr-defined]
+    session.candidate_programs = [{"score": 1, "program": copy.deepcopy(session)}]
     before = session.state
     session.save(tmp_path / "program", save_program=True)
     assert session.state is before

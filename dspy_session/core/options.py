@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 import enum
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -101,8 +101,8 @@ class SessionOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     history_field: str = "history"
     max_turns: int | None = None
     max_stored_turns: int | None = None
-    exclude_fields: frozenset[str] = frozenset()
-    history_input_fields: frozenset[str] | None = None
+    exclude_fields: Set[str] = frozenset()
+    history_input_fields: Set[str] | None = None
     history_policy: HistoryPolicy = HistoryPolicy.OVERRIDE
     on_metric_error: OnMetricError = OnMetricError.ZERO
     strict_history_annotation: bool = False
@@ -119,7 +119,8 @@ class SessionOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         set_(self, "history_field", str.__str__(self.history_field))
         for name in ("max_turns", "max_stored_turns"):
             set_(self, name, _count(name, getattr(self, name)))
-        set_(self, "exclude_fields", _names("exclude_fields", self.exclude_fields))
+        excluded = () if self.exclude_fields is None else self.exclude_fields
+        set_(self, "exclude_fields", _names("exclude_fields", excluded))
         if self.history_input_fields is not None:
             only = _names("history_input_fields", self.history_input_fields)
             set_(self, "history_input_fields", only)
@@ -138,7 +139,8 @@ class SessionOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     @property
     def view(self) -> View:
         """Which fields of past turns later prompts show."""
-        return View(exclude=self.exclude_fields, inputs=self.history_input_fields)
+        only = self.history_input_fields
+        return View(frozenset(self.exclude_fields), None if only is None else frozenset(only))
 
     def replace(self, **changes: Any) -> SessionOptions:
         """Return these options with some changed; see `make_options` for what is refused."""

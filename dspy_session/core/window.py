@@ -129,10 +129,6 @@ class Epoch(msgspec.Struct, frozen=True, eq=False):
 
     number: int = 0
 
-    def __add__(self, more: int) -> Epoch:
-        """Return a new epoch."""
-        return Epoch(self.number + more)
-
 
 FIRST_EPOCH: Final = Epoch()
 

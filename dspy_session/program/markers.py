@@ -55,14 +55,14 @@ def has_marker(text: str) -> bool:
 
 
 def keep_text(
-    text: str, signature: type[dspy.Signature], inputs: Mapping[str, Any]
+    text: str, signature: type[dspy.Signature], inputs: Mapping[str, Any] | dspy.Example
 ) -> str | list[dict[str, Any]]:
     """Return message content in which only DSPy's own values become blocks.
 
     Args:
         text: The message's text, rendered from `inputs`.
         signature: What it was rendered with.
-        inputs: The values by field name.
+        inputs: The values by field name; a demo may be a `dspy.Example`.
 
     Returns:
         The text itself if DSPy would cut it right; else the blocks.
@@ -100,7 +100,7 @@ def _marks(value: Any) -> Iterator[str]:
     """What the values of DSPy's own types in `value` write into a prompt."""
     if isinstance(value, MarkedText):
         yield from value.marks
-    elif isinstance(value, Mapping):
+    elif isinstance(value, Mapping | dspy.Example):
         for item in value.values():
             yield from _marks(item)
     elif isinstance(value, list | tuple | set | frozenset):
