@@ -17,11 +17,11 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import msgspec
-from pyrsistent import PVector, pvector
 
 from dspy_session.core.paths import Path, gather_paths, read_paths, write_paths
 from dspy_session.core.state import SessionState
 from dspy_session.core.turn import Run, Turn
+from dspy_session.core.vectors import PVector, vector
 from dspy_session.core.window import Epoch, Exchange, View, Window
 
 __all__ = ["FlatState", "FlatTurn", "FlatWindow", "pack", "unpack"]
@@ -157,12 +157,12 @@ def unpack(flat: FlatState) -> SessionState:
     if [turn.index for turn in flat.turns] != [turn.index for turn in turns]:
         raise ValueError("turn indices are not consecutive")
     tip = flat.first + len(turns)
-    log = pvector(exchanges[: len(turns)])
+    log = vector(exchanges[: len(turns)])
     return SessionState(
         id=flat.id,
         seed=_at(flat.seeds, 0),
         log=log,
-        held=pvector(turns),
+        held=vector(turns),
         first=flat.first,
         stop=tip - flat.undone,
         tip=tip,

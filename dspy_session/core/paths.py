@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import msgspec
-from pyrsistent import PVector, pvector
 
+from dspy_session.core.vectors import PVector, vector
 from dspy_session.core.window import EMPTY, Epoch, Exchange, Window
 
 __all__ = ["Path", "gather_paths", "read_paths", "write_paths"]
@@ -180,7 +180,7 @@ def _patched(
     if path.start < start:
         if any(position not in cells for position in range(path.start, start)):
             raise IndexError(f"a path has holes between {path.start} and {start}")
-        log = pvector([*(cells.pop(p) for p in range(path.start, start)), *log])
+        log = vector([*(cells.pop(p) for p in range(path.start, start)), *log])
         start = path.start
     evolver = log.evolver()
     for position, exchange in sorted(cells.items(), key=lambda cell: cell[0]):

@@ -24,10 +24,10 @@ from itertools import islice
 from typing import Any, Final, TypeVar
 
 import msgspec
-from pyrsistent import PVector, pvector
 
 from dspy_session.core.options import SessionOptions
 from dspy_session.core.turn import Run, Turn
+from dspy_session.core.vectors import PVector, vector
 from dspy_session.core.window import EMPTY, FIRST_EPOCH, Epoch, Exchange, Window, seed_exchanges
 from dspy_session.errors import OptionError, TurnIndexError
 
@@ -47,7 +47,7 @@ __all__ = [
     "with_id",
 ]
 
-_NO_TURNS: Final[PVector[Turn]] = pvector()
+_NO_TURNS: Final[PVector[Turn]] = vector()
 
 
 class SessionState(msgspec.Struct, frozen=True, eq=False, weakref=True, kw_only=True):
@@ -84,7 +84,7 @@ class SessionState(msgspec.Struct, frozen=True, eq=False, weakref=True, kw_only=
     @property
     def undone(self) -> tuple[Turn, ...]:
         """The turns that `redo` would bring back, in the order in which it would."""
-        return tuple(self.held[self.stop - self.first : self.tip - self.first])
+        return tuple(self.held[n - self.first] for n in range(self.stop, self.tip))
 
     @property
     def last(self) -> Turn | None:
@@ -354,8 +354,8 @@ def truncate(state: SessionState, keep: int | None) -> SessionState:
 _Item = TypeVar("_Item")
 
 
-def _rebuilt(vector: PVector[_Item], start: int, stop: int) -> PVector[_Item]:
-    return pvector(islice(iter(vector), start, stop))
+def _rebuilt(old: PVector[_Item], start: int, stop: int) -> PVector[_Item]:
+    return vector(islice(iter(old), start, stop))
 
 
 def _put(state: SessionState, position: int, turn: Turn) -> tuple[PVector[Turn], PVector[Exchange]]:

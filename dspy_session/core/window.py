@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
-from pyrsistent import PVector, pvector
 
 from dspy_session.core.copies import copy_fields, private_copy
+from dspy_session.core.vectors import PVector, vector
 from dspy_session.errors import CallError, HistoryError
 
 __all__ = ["Epoch", "Exchange", "PlainHistory", "View", "Window", "set_history_type"]
@@ -114,7 +114,7 @@ class Exchange:
         return f"Exchange(inputs={self._inputs!r}, outputs={self._outputs!r})"
 
 
-EMPTY: Final[PVector[Exchange]] = pvector()
+EMPTY: Final[PVector[Exchange]] = vector()
 
 
 class Epoch(msgspec.Struct, frozen=True, eq=False):
