@@ -112,8 +112,13 @@ def to_wire(state: SessionState, options: SessionOptions) -> dict[str, Any]:
         >>> to_wire(SessionState(), SessionOptions())["version"]
         3
     """
+    # By way of JSON, so that only JSON's own types are left in it: no tuple, no enum.
+    return _as_dict(msgspec.json.decode(_written(_wire(state, options), "json")))
+
+
+def _wire(state: SessionState, options: SessionOptions) -> Wire:
     packed = flat.pack(state)
-    wire = Wire(
+    return Wire(
         kind="dspy-session",
         version=VERSION,
         options=_options_to_wire(options),
@@ -140,9 +145,17 @@ def to_wire(state: SessionState, options: SessionOptions) -> dict[str, Any]:
             paths=packed.paths,
         ),
     )
+
+
+def _written(wire: Wire, format: _Format) -> bytes:
     try:
-        return _as_dict(msgspec.to_builtins(wire))
-    except TypeError as error:  # not in a field's value: those are plain by now
+        return msgspec.json.encode(wire) if format == "json" else msgspec.msgpack.encode(wire)
+    except UnicodeEncodeError as error:  # not in a field's value: those are plain by now
+        raise ValueCodecError(
+            f"Cannot save the conversation: {error.object!r} is no valid text. Field names, "
+            "feedback and ids must be; in memory the session goes on."
+        ) from error
+    except TypeError as error:  # the same
         raise ValueCodecError(f"Cannot save the conversation: {error}.") from error
 
 
@@ -186,16 +199,8 @@ def encode(state: SessionState, options: SessionOptions, format: _Format = "json
         ValueCodecError: As `to_wire`.
     """
     _check_format(format)
-    wire = to_wire(state, options)
-    try:
-        if format == "msgpack":
-            return msgspec.msgpack.encode(wire)
-        return msgspec.json.format(msgspec.json.encode(wire), indent=2)
-    except UnicodeEncodeError as error:  # not in a field's value: those are plain by now
-        raise ValueCodecError(
-            f"Cannot save the conversation: {error.object!r} is no valid text. Field names, "
-            "feedback and ids must be; in memory the session goes on."
-        ) from error
+    data = _written(_wire(state, options), format)
+    return msgspec.json.format(data, indent=2) if format == "json" else data
 
 
 def decode(data: bytes, format: _Format = "json") -> tuple[SessionState, SessionOptions]:

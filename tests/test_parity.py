@@ -574,7 +574,8 @@ def test_X7_parity_with_images(adapter: str) -> None:
         return {"question": "q", "picture": image, "more": [image, "text"]}
 
     with talking(adapter) as lm:
-        session, past = sessionify(dspy.Predict(Look)), []
+        session = sessionify(dspy.Predict(Look))
+        past: list[Fields] = []
         by_hand = dspy.Predict(Look.append("history", dspy.InputField(), dspy.History))
         for number in range(3):
             session(**picture(number))

@@ -55,7 +55,7 @@ def lm() -> Iterator[ScriptedLM]:
 
 
 def talk(program: dspy.Module, *questions: str, run: Step = step, **keywords: Any) -> SessionState:
-    state = keywords.pop("state", SessionState())
+    state: SessionState = keywords.pop("state", SessionState())
     for question in questions:
         _, state = run(state, program, {"question": question}, **keywords)
     return state
@@ -76,7 +76,7 @@ class Uncopied(dspy.Module):
         super().__init__()
         self.first = dspy.Predict(QA)
         self.chain = dspy.ChainOfThought(QA)
-        self.more = [dspy.Predict(QA), {"deep": [dspy.Predict(QA)]}]
+        self.more: list[Any] = [dspy.Predict(QA), {"deep": [dspy.Predict(QA)]}]
 
     def forward(self, question: str) -> Any:
         self.first(question=question)
@@ -429,7 +429,10 @@ def test_X13_usage_cost_time_id_and_fingerprint_are_on_the_turn(run: Step) -> No
     assert len(turn.id) == 32
 
 
-def test_X13_a_cached_answer_uses_and_costs_nothing() -> None:
+def test_X13_a_cached_answer_uses_and_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dspy, "cache", dspy.cache)  # put back at the end
+    dspy.configure_cache(enable_disk_cache=False, enable_memory_cache=True)
+
     class CachedLM(PricedLM):
         def __init__(self) -> None:
             super().__init__(echo)
@@ -534,10 +537,14 @@ def changes(predict: dspy.Predict) -> Iterator[Callable[[], object]]:
     updated = predict.signature.with_updated_fields
     yield lambda: setattr(predict, "signature", updated("answer", desc="short"))
     yield lambda: setattr(predict, "signature", updated("answer", type_=int))
-    yield lambda: predict.signature.fields["answer"].json_schema_extra.update(desc="in place")
+    yield lambda: describe(predict.signature.fields["answer"], "in place")
     two = dspy.Signature("a, b -> c", "Same.")
     yield lambda: setattr(predict, "signature", two)
     yield lambda: setattr(predict, "signature", dspy.Signature("a -> b, c", "Same."))
+
+
+def describe(field: Any, description: str) -> None:
+    field.json_schema_extra["desc"] = description
 
 
 def setitem(predict: dspy.Predict, name: str, value: Any) -> None:
@@ -597,7 +604,7 @@ def test_X13_the_fingerprint_is_computed_once_per_predictor(
         computed.append("")
         return dumps(*args, **kwargs)
 
-    monkeypatch.setattr(anatomy.json, "dumps", counting)
+    monkeypatch.setattr("dspy_session.program.anatomy.json.dumps", counting)
     program = Two()
     program.a.demos = [demo(question="q", answer="a")]
     count = []
@@ -874,18 +881,20 @@ def taking(annotation: Any, name: str = "history") -> Any:
     ids=repr,
 )
 def test_D5_a_history_argument_is_found_by_name_or_annotation(
-    annotation: Any, name: str, kind: type, run: Step, lm: ScriptedLM
+    annotation: Any, name: str, kind: type[dspy.History], run: Step, lm: ScriptedLM
 ) -> None:
     program: Any = taking(annotation, name)
     state = talk(program, "one", "two", run=run)
-    assert [type(given) for given in program.given] == [kind, kind]
-    assert [len(given.messages) for given in program.given] == [0, 1]
+    assert [type(h) for h in program.given] == [kind, kind]
+    assert [len(h.messages) for h in program.given] == [0, 1]
     assert program.given[1].messages == [{"question": "one", "answer": "answer to one"}]
     assert past(lm.prompts[-1]) == pairs("one")
     assert list(state.turns[0].inputs) == ["question"]
     given = dspy.History(messages=[{"question": "other", "answer": "answer to other"}])
     run(state, program, {"question": "x", name: given})
-    assert program.given[-1] is given
+    handed: dspy.History = program.given[-1]
+    assert type(handed) is kind
+    assert handed.messages == given.messages
     assert past(lm.prompts[-1]) == pairs("other")
 
 

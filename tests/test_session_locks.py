@@ -218,6 +218,17 @@ def test_D16_the_lock_is_released_after_an_error(error: type[BaseException]) -> 
     assert questions(awaited) == ["one"]
 
 
+def test_D16_hooks_run_after_the_lock_is_released() -> None:
+    def on_turn(session: Session, turn: Turn) -> None:
+        if turn.index == 0:
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(asyncio.run, session.acall(question="from the hook")).result(SOON)
+
+    session = sessionify(on(scripted()), lock="async", on_turn=on_turn)
+    asyncio.run(session.acall(question="one"))
+    assert questions(session) == ["one", "from the hook"]
+
+
 def test_D16_the_lock_is_released_after_a_cancelled_turn() -> None:
     class Waits(dspy.Module):
         async def aforward(self, question: str) -> Any:

@@ -515,3 +515,12 @@ def test_D12_a_pickled_session_is_linear_in_its_turns() -> None:
 
     sizes = [size(count) for count in (100, 200, 400)]
     assert sizes[2] - sizes[1] < 2.1 * (sizes[1] - sizes[0])
+
+
+def test_D12_the_saved_state_is_what_json_makes_of_it() -> None:
+    session = qa_session(exclude_fields={"context"}, initial_history=history("seed"))
+    session.add_turn({"question": "one"}, {"answer": "1"})
+    session.replace_turn(0, {"answer": "2"})
+    session.add_turn({"question": "two"}, {"answer": "3"})
+    saved = session.save_state()
+    assert json.loads(json.dumps(saved)) == saved

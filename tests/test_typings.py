@@ -21,6 +21,7 @@ TYPINGS = PROJECT / "typings"
 
 INSTANCES: dict[str, object] = {
     "dspy.BaseLM": dspy.BaseLM("none"),
+    "dspy.ChainOfThought": dspy.ChainOfThought("question -> answer"),
     "dspy.History": dspy.History(messages=[]),
     "dspy.Image": dspy.Image("data:image/png;base64,aGk="),
     "dspy.Module": dspy.Module(),

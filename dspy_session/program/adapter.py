@@ -28,7 +28,7 @@ from dspy_session.program.frame import current_frame, owning_frame
 from dspy_session.program.markers import marked_text
 from dspy_session.program.rendering import Conversation, rendering_adapter, transcript
 
-__all__ = ["AdapterKeeper", "ConversationAdapter", "wrap_adapter"]
+__all__ = ["AdapterKeeper", "ConversationAdapter", "WatchedCallbacks", "wrap_adapter"]
 
 _TEXT_ONLY: Final = (dspy.TwoStepAdapter,)  # puts the bare repr of a History into the prompt
 
@@ -136,9 +136,7 @@ class AdapterKeeper(BaseCallback):
     ) -> None:
         """Wrap the active adapter, if a predictor of the program starts under an unwrapped one."""
         adapter = dspy.settings.adapter
-        if not isinstance(instance, dspy.Predict) or type(adapter) is ConversationAdapter:
-            return
-        if adapter is not None and type(adapter).__module__.startswith("dspy.predict"):
+        if not isinstance(instance, dspy.Predict) or _carries(adapter):
             return
         if owning_frame(instance) is None:
             return
@@ -156,6 +154,26 @@ class AdapterKeeper(BaseCallback):
         entered = self._entered.pop(call_id, None)
         if entered is not None:
             entered.__exit__(None, None, None)
+
+
+def _carries(adapter: Any) -> bool:
+    """Whether the conversation reaches the program through this adapter as it is."""
+    kind = type(adapter)
+    return kind is ConversationAdapter or kind.__module__.startswith("dspy.predict")
+
+
+class WatchedCallbacks(list[Any]):
+    """Callbacks with an `AdapterKeeper` among them, which costs nothing until it is needed.
+
+    Before every module, adapter and LM call DSPy adds the callee's own callbacks to these, and any
+    callback at all makes each of these calls dearer. So the sum leaves the keeper out as long as
+    the active adapter carries the conversation: then it would have nothing to do.
+    """
+
+    def __add__(self, others: list[Any]) -> list[Any]:
+        if _carries(dspy.settings.adapter):
+            return [callback for callback in self if type(callback) is not AdapterKeeper] + others
+        return [*self, *others]
 
 
 class _Call(msgspec.Struct):

@@ -14,6 +14,7 @@ import hashlib
 import inspect
 import json
 import re
+import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, get_args
@@ -91,12 +92,16 @@ def walk(program: dspy.Module) -> Iterator[tuple[str, dspy.Module]]:
                 yield path, item
                 below.extend(_children(path, item))
             else:
+                if _PLAIN.issuperset(map(type, item.values() if isinstance(item, dict) else item)):
+                    continue  # a corpus, say: looked through at once
                 pairs = item.items() if isinstance(item, dict) else enumerate(item)
                 below.extend((f"{path}[{k!r}]", v) for k, v in pairs if isinstance(v, _MAY_HOLD))
         level = below
 
 
 _MAY_HOLD: Final = (dspy.Module, dict, list, tuple)
+_PLAIN: Final = frozenset({str, bytes, int, float, bool, type(None)})
+_DEFAULT_FIELD: Final = SessionOptions().history_field
 
 
 def _children(path: str, module: dspy.Module) -> Iterator[tuple[str, Any]]:
@@ -199,7 +204,7 @@ def history_slot(program: dspy.Module, options: SessionOptions) -> HistorySlot:
         declared = {_declaration(found.signature, name, strict) for _, found in predictors(program)}
         if len(declared) == 1:
             parameter, kind = declared.pop()
-    is_default = name == SessionOptions().history_field
+    is_default = name == _DEFAULT_FIELD
     return HistorySlot(
         parameter if parameter and is_default else name, parameter, kind or dspy.History
     )
@@ -430,7 +435,7 @@ def fingerprint(program: dspy.Module) -> str:
     whole = hashlib.blake2b(digest_size=16)
     for path, predictor in predictors(program):
         whole.update(path.encode() + b"\0" + _digest_of(predictor))
-    return whole.hexdigest()
+    return sys.intern(whole.hexdigest())  # one text for all turns of a program
 
 
 def _digest_of(predictor: dspy.Predict) -> bytes:

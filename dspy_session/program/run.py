@@ -21,9 +21,8 @@ from dspy_session.core.options import SessionOptions
 from dspy_session.core.state import SessionState
 from dspy_session.core.step import Step, commit, prepare
 from dspy_session.core.turn import Run, usage_pairs
-from dspy_session.core.window import Window
 from dspy_session.errors import CallError, HistoryError
-from dspy_session.program.adapter import AdapterKeeper, wrap_adapter
+from dspy_session.program.adapter import AdapterKeeper, WatchedCallbacks, wrap_adapter
 from dspy_session.program.anatomy import (
     check_module,
     fingerprint,
@@ -165,7 +164,7 @@ def running(
     turn = prepare(state, fields, options, None if given is None else given.messages)
     passed = given
     if slot.parameter is not None:
-        passed = given if given is not None else _history_of(turn.window, slot.kind)
+        passed = _of_kind(turn.window.history() if given is None else given, slot.kind)
         fields[slot.parameter] = passed
     frame = Frame(
         program=program,
@@ -333,12 +332,11 @@ def _split_history(
     )
 
 
-def _history_of(window: Window, kind: type[dspy.History]) -> dspy.History:
-    """The history that the program's `forward` is handed, of the type that it asks for."""
-    if kind is not dspy.History:
+def _of_kind(history: dspy.History, kind: type[dspy.History]) -> dspy.History:
+    """The history as the type that the program's `forward` asks for, if it can be."""
+    if not isinstance(history, kind):
         with contextlib.suppress(pydantic.ValidationError):  # it needs more than messages
-            return kind(messages=window.messages())
-    history: dspy.History = window.history()
+            return kind(messages=history.messages)
     return history
 
 
@@ -354,7 +352,7 @@ def _surroundings(frame: Frame, lm: dspy.BaseLM | None) -> dict[str, Any]:
     if lm is not None:
         overrides["lm"] = lm
     if has_foreign_code(frame.program):
-        overrides["callbacks"] = [*settings.callbacks, AdapterKeeper()]
+        overrides["callbacks"] = WatchedCallbacks([*settings.callbacks, AdapterKeeper()])
     return overrides
 
 

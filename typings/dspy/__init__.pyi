@@ -3,21 +3,33 @@
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from os import PathLike
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
 from dspy.dsp.utils.settings import Settings
 from dspy.primitives.module import ProgramMeta
 from dspy.signatures.signature import SignatureMeta
 from dspy.utils.callback import BaseCallback
+from dspy.utils.usage_tracker import UsageTracker
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-
-_Program = TypeVar("_Program", bound=Module)
 
 settings: Settings
 
 def configure(**kwargs: Any) -> None: ...
 def context(**kwargs: Any) -> AbstractContextManager[None]: ...
+def track_usage() -> AbstractContextManager[UsageTracker]: ...
+def configure_cache(
+    enable_disk_cache: bool | None = True,
+    enable_memory_cache: bool | None = True,
+    disk_cache_dir: str | None = ...,
+    disk_size_limit_bytes: int | None = ...,
+    memory_max_entries: int = 1000000,
+    restrict_pickle: bool = False,
+    safe_types: list[type[Any]] | None = None,
+) -> None: ...
+
+cache: Any
+
 def asyncify(program: Module) -> Callable[..., Awaitable[Any]]: ...
 
 # Signatures
@@ -79,6 +91,7 @@ class Prediction(Example):
 class Module(metaclass=ProgramMeta):
     callbacks: list[Any]
     history: list[Any]
+    _compiled: bool
     def __init__(self, callbacks: list[BaseCallback] | None = None) -> None: ...
     def __getstate__(self) -> dict[str, Any]: ...
     def __setstate__(self, state: dict[str, Any]) -> None: ...
@@ -123,6 +136,8 @@ class Predict(Module):
     stage: str
     signature: type[Signature]
     demos: list[Any]
+    config: dict[str, Any]
+    lm: BaseLM | None
     def __init__(
         self,
         signature: str | type[Signature],
@@ -131,6 +146,7 @@ class Predict(Module):
     ) -> None: ...
 
 class ChainOfThought(Module):
+    predict: Predict
     def __init__(
         self,
         signature: str | type[Signature],
@@ -145,6 +161,16 @@ class ReAct(Module):
         signature: str | type[Signature],
         tools: list[Callable[..., Any]],
         max_iters: int = 20,
+    ) -> None: ...
+
+class BestOfN(Module):
+    def __init__(
+        self,
+        module: Module,
+        N: int,
+        reward_fn: Callable[[dict[str, Any], Prediction], float],
+        threshold: float,
+        fail_count: int | None = None,
     ) -> None: ...
 
 class Parallel:
@@ -189,6 +215,9 @@ class Adapter:
         demos: list[dict[str, Any]],
         inputs: dict[str, Any],
     ) -> list[dict[str, Any]]: ...
+    def format(
+        self, signature: type[Signature], demos: list[dict[str, Any]], inputs: dict[str, Any]
+    ) -> list[dict[str, Any]]: ...
     def format_user_message_content(
         self,
         signature: type[Signature],
@@ -216,6 +245,7 @@ class ChatAdapter(Adapter):
         use_json_adapter_fallback: bool = True,
         parallel_tool_calls: bool | None = None,
     ) -> None: ...
+    def user_message_output_requirements(self, signature: type[Signature]) -> str: ...
     def _make_json_adapter_fallback(self) -> Adapter: ...
 
 class JSONAdapter(ChatAdapter):
@@ -253,6 +283,7 @@ class BaseLM:
         messages: list[dict[str, Any]] | None = None,
         **kwargs: Any,
     ) -> Any: ...
+    def update_history(self, entry: dict[str, Any]) -> None: ...
 
 class LM(BaseLM):
     def __init__(
@@ -291,5 +322,28 @@ class BootstrapFewShot:
         max_errors: int | None = None,
     ) -> None: ...
     def compile(
-        self, student: _Program, *, teacher: Module | None = None, trainset: list[Example]
-    ) -> _Program: ...
+        self, student: Module, *, teacher: Module | None = None, trainset: list[Example]
+    ) -> Any: ...
+
+class LabeledFewShot:
+    def __init__(self, k: int = 16) -> None: ...
+    def compile(self, student: Module, *, trainset: list[Example], sample: bool = True) -> Any: ...
+
+class COPRO:
+    def __init__(
+        self,
+        prompt_model: BaseLM | None = None,
+        metric: Callable[..., Any] | None = None,
+        breadth: int = 10,
+        depth: int = 3,
+        init_temperature: float = 1.4,
+        track_stats: bool = False,
+        **_kwargs: Any,
+    ) -> None: ...
+    def compile(
+        self,
+        student: Module,
+        *,
+        trainset: list[Example],
+        eval_kwargs: dict[str, Any] | None = None,
+    ) -> Any: ...
