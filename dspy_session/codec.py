@@ -324,8 +324,8 @@ def _fields_to_wire(fields: Mapping[str, Any], where: str, role: str) -> dict[st
 
 
 def _state_from_wire(wire: WireConversation) -> SessionState:
-    exchanges = [Exchange(_values(turn.inputs), _values(turn.outputs)) for turn in wire.turns]
-    exchanges.extend(_exchange_from_wire(other) for other in wire.others)
+    exchanges = [_exchange_from_wire(turn, f"turn {turn.index}") for turn in wire.turns]
+    exchanges.extend(_exchange_from_wire(e, "a replaced or undone turn") for e in wire.others)
     return flat.unpack(
         flat.FlatState(
             id=wire.id,
@@ -334,7 +334,10 @@ def _state_from_wire(wire: WireConversation) -> SessionState:
             turns=[_turn_from_wire(turn) for turn in wire.turns],
             exchanges=exchanges,
             paths=wire.paths,
-            seeds=[tuple(map(_exchange_from_wire, seed)) for seed in wire.seeds],
+            seeds=[
+                tuple(_exchange_from_wire(e, f"message {n} of a seed") for n, e in enumerate(seed))
+                for seed in wire.seeds
+            ],
             views=[
                 View(frozenset(v.exclude), None if v.inputs is None else frozenset(v.inputs))
                 for v in wire.views
@@ -344,7 +347,7 @@ def _state_from_wire(wire: WireConversation) -> SessionState:
 
 
 def _turn_from_wire(turn: WireTurn) -> flat.FlatTurn:
-    usage = _values(turn.run.usage)
+    usage = _values(turn.run.usage, f"turn {turn.index}", "usage of")
     return flat.FlatTurn(
         index=turn.index,
         window=flat.FlatWindow(*turn.saw),
@@ -361,8 +364,10 @@ def _turn_from_wire(turn: WireTurn) -> flat.FlatTurn:
     )
 
 
-def _exchange_from_wire(exchange: WireExchange) -> Exchange:
-    return Exchange(_values(exchange.inputs), _values(exchange.outputs))
+def _exchange_from_wire(exchange: WireExchange | WireTurn, where: str) -> Exchange:
+    return Exchange(
+        _values(exchange.inputs, where, "input"), _values(exchange.outputs, where, "output")
+    )
 
 
 def _number(plain: Any) -> float | None:
@@ -372,8 +377,16 @@ def _number(plain: Any) -> float | None:
     raise ValueError(f"expected a number, not {value!r}")
 
 
-def _values(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: from_plain(value) for name, value in fields.items()}
+def _values(fields: Mapping[str, Any], where: str, role: str) -> dict[str, Any]:
+    values = {}
+    for name, plain in fields.items():
+        try:
+            values[name] = from_plain(plain)
+        except FormatError as error:
+            raise FormatError(
+                f"Cannot load {where}: {role} {name!r}: {error}. Nothing was loaded."
+            ) from error
+    return values
 
 
 # --- versions 1 and 2, of the published dspy-session 0.1 ------------------------------------------

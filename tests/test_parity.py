@@ -405,6 +405,31 @@ def test_X7_equal_annotations_that_are_written_differently_are_rendered_each_the
     assert first.partition(asked)[2] == last.partition(asked)[2]
 
 
+@every_adapter
+def test_X7_sessions_that_share_turns_show_each_their_own_fields(adapter: str) -> None:
+    with talking(adapter) as lm:
+        state = sessionify(dspy.Predict(Rich)).state
+        session = Session.from_state(state, dspy.Predict(Rich))
+        session.add_turn({"question": "q", "facts": {"a": 1}}, {"answer": "x", "tags": ["t"]})
+        for module, options in [
+            (Rich, {}),
+            (Rich, {"exclude_fields": {"facts", "tags"}}),
+            (Plain, {}),
+            (Rich, {}),
+        ]:
+            shared = Session.from_state(session.state, dspy.Predict(module), **options)
+            shared(question="now", **({"facts": {}, "person": None} if module is Rich else {}))
+        full, less, plain, again = (entry["messages"][1:3] for entry in lm.history)
+    assert full == again
+    assert len({str(messages) for messages in (full, less, plain)}) == 3
+    asked = "Respond with"
+    assert "facts" in full[0]["content"].partition(asked)[0]
+    assert "facts" not in less[0]["content"].partition(asked)[0]
+    assert "tags" in full[1]["content"]
+    assert "tags" not in less[1]["content"]
+    assert "tags" not in plain[1]["content"]
+
+
 # --- markers --------------------------------------------------------------------------------------
 
 

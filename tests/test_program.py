@@ -748,6 +748,18 @@ def test_D4_with_instructions_inside_forward_keeps_the_history(lm: ScriptedLM) -
     assert "Think of two." in lm.prompts[-1][0]["content"]
 
 
+def test_X2_what_changes_in_a_signature_in_place_reaches_the_next_prompt(lm: ScriptedLM) -> None:
+    """As InferRules does it; signatures with the history in them are kept between calls."""
+    program = dspy.Predict(dspy.Signature("question -> answer", "Answer."))
+    state = talk(program, "one")
+    program.signature.instructions = "Answer in verse."
+    describe(program.signature.fields["answer"], "a sonnet")
+    talk(program, "two", state=state)
+    assert "Answer in verse." in lm.prompts[-1][0]["content"]
+    assert "a sonnet" in lm.prompts[-1][0]["content"]
+    assert past(lm.prompts[-1]) == pairs("one")
+
+
 # --- ownership ------------------------------------------------------------------------------------
 
 

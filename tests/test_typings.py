@@ -110,9 +110,9 @@ def unused_members(stubs: dict[str, ast.Module], code: list[ast.Module]) -> set[
 
 
 def stubtest(typings: Path) -> str:
-    """What mypy's stubtest says of the stubs in a folder, beside the installed DSPy."""
+    """What mypy's stubtest says of stubs, read for the same Python as in pyproject.toml."""
     config = typings.parent / "stubtest.ini"
-    config.write_text(f"[mypy]\nmypy_path = {typings}\n", "utf-8")
+    config.write_text(f"[mypy]\nmypy_path = {typings}\npython_version = 3.11\n", "utf-8")
     done = house.run_python(
         PROJECT,
         *("-m", "mypy.stubtest", *(path.name for path in TYPINGS.iterdir())),

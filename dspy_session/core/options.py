@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import enum
+import functools
 from collections.abc import Iterable, Mapping, Set
 from typing import Any, Final, TypeVar
 
@@ -145,6 +146,11 @@ class SessionOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     def replace(self, **changes: Any) -> SessionOptions:
         """Return these options with some changed; see `make_options` for what is refused."""
         return make_options({**msgspec.structs.asdict(self), **_without_alias(changes)})
+
+
+@functools.lru_cache(maxsize=64)
+def _view(exclude: frozenset[str], inputs: frozenset[str] | None) -> View:
+    return View(exclude=exclude, inputs=inputs)  # one for all turns under the same options
 
 
 def make_options(given: Mapping[str, Any]) -> SessionOptions:

@@ -24,7 +24,7 @@ from dspy_session.core.window import EMPTY, Epoch, Exchange, Window
 
 __all__ = ["Path", "gather_paths", "read_paths", "write_paths"]
 
-_COPIES: Final = 256
+_COPIES: Final = 64
 """How often, on average, reading sets an exchange. Few conversations need two; what a hostile file
 makes of it stays proportional to its size."""
 
