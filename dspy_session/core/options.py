@@ -141,7 +141,7 @@ class SessionOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     def view(self) -> View:
         """Which fields of past turns later prompts show."""
         only = self.history_input_fields
-        return View(frozenset(self.exclude_fields), None if only is None else frozenset(only))
+        return _view(frozenset(self.exclude_fields), None if only is None else frozenset(only))
 
     def replace(self, **changes: Any) -> SessionOptions:
         """Return these options with some changed; see `make_options` for what is refused."""
