@@ -291,7 +291,8 @@ def test_importing_brings_nothing_heavy() -> None:
     names = "Session, dspy_session.step, dspy_session.sessionify"
     added = house.loaded_by(f"import dspy, dspy_session; dspy_session.{names}") - alone
     distributions = {name.partition(".")[0] for name in added} - sys.stdlib_module_names
-    assert distributions == {house.PACKAGE, "msgspec", "pyrsistent", "pvectorc"}
+    # pvectorc is pyrsistent's own, in C, which it has for some Python versions only.
+    assert distributions - {"pvectorc"} == {house.PACKAGE, "msgspec", "pyrsistent"}
     assert "litellm" not in alone | added
 
 
