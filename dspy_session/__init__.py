@@ -30,8 +30,8 @@ if _TYPE_CHECKING:
         TurnIndexError,
         ValueCodecError,
     )
-    from dspy_session.program.anatomy import bake_history
     from dspy_session.program.run import astep, step
+    from dspy_session.program.slot import bake_history
     from dspy_session.session import Session, sessionify
 
 _HOMES = {

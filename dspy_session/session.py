@@ -30,14 +30,9 @@ from dspy_session.errors import CallError, HistoryError, LockError, OptionError
 from dspy_session.files import AnyPath, read_conversation, write_conversation
 from dspy_session.locks import Locks
 from dspy_session.program import run as program_run
-from dspy_session.program.anatomy import (
-    check_module,
-    copy_program,
-    history_slot,
-    holds_learned_state,
-    refuse_conflicts,
-)
+from dspy_session.program.anatomy import check_module, copy_program, holds_learned_state
 from dspy_session.program.frame import Frame, frame_of
+from dspy_session.program.slot import history_slot, refuse_conflicts
 
 __all__ = ["OnTurn", "Session", "sessionify"]
 

@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from dspy_session import codec
 from dspy_session.core import (
+    Exchange,
     HistoryPolicy,
     Run,
     SessionOptions,
@@ -494,12 +495,24 @@ def test_X3_nothing_that_is_handed_in_or_out_is_a_handle() -> None:
     spoil(visible_window(state, options).messages())
     for exchange in state.seed:
         spoil(exchange.outputs)
+    spoil(step.inputs)
     assert picture(state) == was
     assert state.turns[0].usage == {"model": {"total": 3, "details": {"cached": [1]}}}
     assert state.turns[1].history_snapshot.messages == [
         {"question": ["seed"]},
         {"question": ["one"], "context": {"a": [1]}, "answer": {"words": ["hello"]}},
     ]
+
+
+def test_X3_an_exchange_is_a_private_copy() -> None:
+    inputs, outputs = {"question": ["one"]}, {"answer": ["two"]}
+    exchange = Exchange(inputs, outputs)
+    other = exchange.with_outputs(outputs)
+    for handed_over in (inputs, outputs, exchange.inputs, other.outputs):
+        spoil(handed_over)
+    for kept in (exchange, other, copy.deepcopy(exchange), pickle.loads(pickle.dumps(exchange))):
+        assert (kept.inputs, kept.outputs) == ({"question": ["one"]}, {"answer": ["two"]})
+        assert kept.same_as(exchange)
 
 
 def test_X3_a_snapshot_is_what_the_call_saw_whatever_came_later() -> None:
@@ -614,21 +627,23 @@ def test_D14_replace_keeps_what_is_about_the_call_and_drops_the_score() -> None:
     assert visible_window(changed, SessionOptions()).messages()[1] == {"q": 1, "a": "better"}
 
 
-def test_D14_only_whole_numbers_are_indices() -> None:
-    state = say(SessionState(), "zero")
-    wrong: Any
-    for wrong in (True, 1.0, "0", None, 0.5):
-        with pytest.raises(TurnIndexError, match="the stored turns have the indices 0 to 0"):
-            state.turn(wrong)
-        with pytest.raises(TurnIndexError):
-            rewind(state, wrong)
-        if wrong is not None:
-            with pytest.raises(OptionError, match="keep must be a whole number"):
-                truncate(state, wrong)
-        with pytest.raises(OptionError, match="steps must be a whole number from 0 up"):
-            undo(state, wrong)
-        with pytest.raises(OptionError, match="steps must be a whole number from 0 up"):
-            redo(state, wrong)
+@pytest.mark.parametrize("words", [("zero",), ("zero", "one")])
+@pytest.mark.parametrize("wrong", [True, False, 0.0, 1.0, "0", None])
+def test_D14_only_whole_numbers_are_indices(words: tuple[str, ...], wrong: Any) -> None:
+    state = say(SessionState(), *words)
+    with pytest.raises(TurnIndexError, match="the stored turns have the indices 0 to"):
+        state.turn(wrong)
+    with pytest.raises(TurnIndexError):
+        rewind(state, wrong)
+    if wrong is not None:
+        with pytest.raises(OptionError, match="keep must be a whole number"):
+            truncate(state, wrong)
+    with pytest.raises(OptionError, match="steps must be a whole number from 0 up"):
+        undo(state, wrong)
+    with pytest.raises(OptionError, match="steps must be a whole number from 0 up"):
+        redo(state, wrong)
+    with pytest.raises(TurnIndexError, match="There is no turn 0: no turn is stored"):
+        SessionState().turn(0)
 
 
 def test_A14_a_call_that_never_ends_adds_nothing() -> None:

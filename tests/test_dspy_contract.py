@@ -314,7 +314,7 @@ def test_attributes_of_an_adapter_are_what_they_were() -> None:
         assert adapter.__module__.startswith("dspy.adapters.")
 
 
-# --- signatures and histories (adapter.py, anatomy.py, rendering.py) ------------------------------
+# --- signatures and histories (adapter.py, slot.py, rendering.py) ------------------------------
 
 
 def test_only_the_exact_annotation_makes_a_history() -> None:

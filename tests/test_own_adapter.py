@@ -16,7 +16,7 @@ from dspy.utils.callback import BaseCallback
 from dspy_session import SessionState, astep, sessionify, step
 from dspy_session.program import clear_render_cache, render_counts
 from dspy_session.program.adapter import AdapterKeeper, ConversationAdapter, wrap_adapter
-from dspy_session.program.rendering import Conversation, rendering_adapter
+from dspy_session.program.rendering import WindowHistory, rendering_adapter
 from dspy_session.testing import Prompt, ScriptedLM, requested_fields
 from tests.talk import QA, Asker, echo, history, pairs, past
 
@@ -155,6 +155,16 @@ def test_D6_a_judge_under_its_own_adapter_sees_nothing(lm: ScriptedLM) -> None:
     session(question="one")
     session(question="two")
     assert [len(prompt) for prompt in lm.prompts] == [2, 2, 2, 4]
+
+
+def test_A4_config_reaches_any_predictor_under_any_adapter(lm: ScriptedLM) -> None:
+    class OnTheFly(dspy.Module):
+        def forward(self, question: str) -> Any:
+            with dspy.context(adapter=dspy.JSONAdapter()):
+                return dspy.Predict(QA)(question=question)
+
+    step(SessionState(), OnTheFly(), {"question": "x"}, config={"temperature": 0.9})
+    assert lm.history[-1]["kwargs"]["temperature"] == 0.9
 
 
 def test_D6_callbacks_of_the_program_still_run(lm: ScriptedLM) -> None:
@@ -376,7 +386,7 @@ def test_D6_an_adapter_that_wraps_another_is_planned_once(lm: ScriptedLM) -> Non
     class Hinting(dspy.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.qa = dspy.Predict(QA)
+            self.qa = dspy.Predict("question -> answer, source")
 
         def forward(self, question: str) -> Any:
             found: Any = dspy.settings.adapter
@@ -393,9 +403,10 @@ def test_D6_an_adapter_that_wraps_another_is_planned_once(lm: ScriptedLM) -> Non
                 return self.qa(question=question)
 
     session = sessionify(Hinting())
-    session(question="one")
+    session.add_turn({"question": "one"}, {"answer": "1"})
     session(question="two")
     assert [m["role"] for m in lm.prompts[-1]] == ["system", "user", "assistant", "user"]
+    assert "source" not in lm.prompts[-1][2]["content"]  # which the first turn does not have
     assert lm.prompts[-1][-1]["content"].count("be brief") == 1
     assert lm.prompts[-1][0]["content"].count("(History)") == 1
 
@@ -457,7 +468,7 @@ def test_D6_what_stands_for_the_history_passes_for_one() -> None:
     with dspy.context(adapter=Peeking()):
         sessionify(dspy.Predict(QA), initial_history=given)(question="x")
     stand_in = seen[0]
-    assert type(stand_in) is Conversation
+    assert type(stand_in) is WindowHistory
     assert isinstance(stand_in, dspy.History)
     assert stand_in.messages == given.messages
     assert (repr(stand_in), str(stand_in)) == (repr(given), str(given))

@@ -19,7 +19,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from dspy_session import Session, sessionify
-from dspy_session.program import clear_render_cache, render_counts, rendering
+from dspy_session.program import clear_render_cache, render_counts
+from dspy_session.program.render_cache import RenderCache
 from dspy_session.testing import Prompt, ScriptedLM, requested_fields
 
 Messages = list[dict[str, Any]]
@@ -322,7 +323,7 @@ def test_X7_the_cache_changes_no_byte(
     with talking(adapter):
         cold = conversation(make(Rich), clear_render_cache)
         warm = conversation(make(Rich), lambda: None)
-        monkeypatch.setattr(rendering._RenderCache, "LIMIT", 1_500)
+        monkeypatch.setattr(RenderCache, "LIMIT", 1_500)
         clear_render_cache()
         evicting = conversation(make(Rich), lambda: None)
     clear_render_cache()

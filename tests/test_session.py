@@ -616,7 +616,12 @@ def test_D7_options_can_be_set_as_one_value(lm: ScriptedLM) -> None:
         session.options = {"max_turns": 5}  # type: ignore[assignment]
     with refused(session, OptionError, "max_turns", "-1"):
         session.options = SessionOptions(max_turns=-1)
+    with refused(session, HistoryError, "output", "'answer'"):
+        session.options = SessionOptions(history_field="answer", max_stored_turns=0)
     assert session.options is before
+    own = sessionify(dspy.Predict(Chat))
+    own.options = SessionOptions(max_turns=1)
+    assert own.options == SessionOptions(max_turns=1, history_field="chat")
 
 
 # A14: a call that fails adds nothing

@@ -120,6 +120,12 @@ def test_D1_a_module_that_is_none(module: Any, words: tuple[str, ...], session: 
             make(module)
 
 
+def test_D12_file_and_program_the_wrong_way_round(tmp_path: Path, session: Session) -> None:
+    session.save(tmp_path / "talk.json")
+    with refused(session, ModuleTypeError, "instance of dspy.Module", "Path"):
+        Session.load_from(session.module, tmp_path / "talk.json")  # type: ignore[arg-type]
+
+
 def test_D1_a_session_of_a_session(session: Session) -> None:
     with refused(session, CallError, "Session already", "fork"):
         sessionify(session)

@@ -10,10 +10,11 @@ from typing import Any
 import dspy
 
 from dspy_session.core.window import set_history_type
-from dspy_session.program.anatomy import bake_history, fingerprint
+from dspy_session.program.fingerprints import fingerprint
 from dspy_session.program.quiet import install as install_quiet
-from dspy_session.program.rendering import clear_render_cache, render_counts
+from dspy_session.program.render_cache import clear_render_cache, render_counts
 from dspy_session.program.run import astep, step
+from dspy_session.program.slot import bake_history
 
 __all__ = ["astep", "bake_history", "clear_render_cache", "fingerprint", "render_counts", "step"]
 

@@ -23,10 +23,11 @@ import msgspec
 from dspy.utils.callback import BaseCallback
 
 from dspy_session.core.window import View, Window
-from dspy_session.program.anatomy import SignatureStamp, declared_history, signature_stamp
+from dspy_session.program.fingerprints import SignatureStamp, signature_stamp
 from dspy_session.program.frame import current_frame, owning_frame
 from dspy_session.program.markers import marked_text
-from dspy_session.program.rendering import Conversation, rendering_adapter, transcript
+from dspy_session.program.rendering import WindowHistory, rendering_adapter, transcript
+from dspy_session.program.slot import declared_history
 
 __all__ = ["AdapterKeeper", "ConversationAdapter", "WatchedCallbacks", "wrap_adapter"]
 
@@ -134,11 +135,9 @@ class AdapterKeeper(BaseCallback):
         instance: Any,
         inputs: dict[str, Any],  # noqa: ARG002
     ) -> None:
-        """Wrap the active adapter, if a predictor of the program starts under an unwrapped one."""
+        """Wrap the active adapter, if a predictor starts under an unwrapped one."""
         adapter = dspy.settings.adapter
         if not isinstance(instance, dspy.Predict) or _carries(adapter):
-            return
-        if owning_frame(instance) is None:
             return
         entered = dspy.settings.context(adapter=wrap_adapter(adapter))
         entered.__enter__()
@@ -200,7 +199,7 @@ def _plan(inner: dspy.Adapter, call: _Call) -> _Call:
         call.signature, options.history_field, options.strict_history_annotation
     )
     given = call.inputs.get(declared) if declared else None
-    if isinstance(given, Conversation):  # planned already, by an adapter around this one
+    if isinstance(given, WindowHistory):  # planned already, by an adapter around this one
         call.adapter = rendering_adapter(inner)
         return call
     if (
@@ -215,7 +214,7 @@ def _plan(inner: dspy.Adapter, call: _Call) -> _Call:
         # DSPy's trace holds this very dict: what optimizers replay becomes an input of the demo.
         call.inputs[field] = frame.passed
     as_pairs = not isinstance(inner, _TEXT_ONLY) and _fits(frame.window, call.signature)
-    supplied: Any = Conversation(frame.window) if as_pairs else transcript(frame.window)
+    supplied: Any = WindowHistory(frame.window) if as_pairs else transcript(frame.window)
     call.signature = _with_history(call.signature, field, declared is not None, as_pairs)
     call.inputs = {**call.inputs, field: supplied}
     call.adapter = rendering_adapter(inner)

@@ -12,8 +12,8 @@ from typing import Final
 
 import dspy
 
-from dspy_session.program.anatomy import declared_history
 from dspy_session.program.frame import owning_frame
+from dspy_session.program.slot import declared_history
 
 __all__ = ["install"]
 

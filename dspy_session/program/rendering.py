@@ -14,9 +14,7 @@ from __future__ import annotations
 import copy
 import functools
 import re
-import threading
-import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, final
 
 import dspy
@@ -25,14 +23,15 @@ from pydantic_core import core_schema
 
 from dspy_session.core.window import Exchange, View, Window
 from dspy_session.program.markers import has_marker, keep_text, marked_text
+from dspy_session.program.render_cache import Rendered, render_cache
 
-__all__ = ["Conversation", "clear_render_cache", "render_counts", "rendering_adapter", "transcript"]
+__all__ = ["WindowHistory", "rendering_adapter", "transcript"]
 
 Message = dict[str, Any]
 
 
 @final
-class Conversation:
+class WindowHistory:
     """What stands in a call's inputs as the history: a window, rendered only when asked.
 
     Adapters that know nothing of it find the `dspy.History` of the same messages, made when they
@@ -57,7 +56,7 @@ class Conversation:
         return iter(self._history)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Conversation, (self.window,)
+        return WindowHistory, (self.window,)
 
     def __repr__(self) -> str:
         return repr(self._history)
@@ -79,92 +78,6 @@ class _OneMessage:
         self.messages = [fields]
 
 
-# --- the cache ------------------------------------------------------------------------------------
-
-
-class _RenderCache:
-    """Rendered messages by exchange, bounded by their length in characters.
-
-    Two generations instead of an exact order of use: when the young one is full it becomes the old
-    one, and the old one is dropped; what is read from the old one moves to the young one. Entries
-    vanish with their exchange.
-    """
-
-    LIMIT: Final = 16_000_000  # characters in one generation
-
-    def __init__(self) -> None:
-        self._mutex = threading.Lock()
-        self.clear()
-
-    def clear(self) -> None:
-        self._young: dict[Any, _Table] = {}
-        self._old: dict[Any, _Table] = {}
-        self._size = 0
-        self.rendered = 0
-        self.reused = 0
-
-    def of(
-        self, key: Any, window: Window, render: Callable[[Exchange], tuple[Message, ...]]
-    ) -> Iterator[tuple[Message, ...]]:
-        """Yield what `render` makes of each exchange, from the cache where it has it.
-
-        Args:
-            key: What the rendering depends on beside the exchange; None keeps nothing.
-            window: The exchanges.
-            render: Renders one exchange.
-        """
-        young, old = self._tables(key)
-        for exchange in window:
-            messages = young.get(exchange)
-            if messages is not None:
-                self.reused += 1
-            else:
-                messages = old.get(exchange)
-                if messages is None:
-                    messages = render(exchange)
-                    self.rendered += 1
-                else:
-                    self.reused += 1
-                young[exchange] = messages
-                self._grew(messages)
-            yield messages
-
-    def _tables(self, key: Any) -> tuple[_Table, _Table]:
-        """The young and the old entries under a key."""
-        if key is None:
-            return weakref.WeakKeyDictionary(), weakref.WeakKeyDictionary()
-        with self._mutex:
-            young = self._young.get(key)
-            if young is None:
-                young = self._young[key] = weakref.WeakKeyDictionary()
-            return young, self._old.get(key, _NOTHING)
-
-    def _grew(self, messages: tuple[Message, ...]) -> None:
-        size = 200 + sum(len(str(message["content"])) for message in messages)
-        with self._mutex:
-            self._size += size
-            if self._size > self.LIMIT:
-                self._old, self._young, self._size = self._young, {}, 0
-
-
-_Table = weakref.WeakKeyDictionary[Exchange, tuple[Message, ...]]
-_NOTHING: Final[_Table] = weakref.WeakKeyDictionary()
-_cache = _RenderCache()
-
-
-def clear_render_cache() -> None:
-    """Drop every rendered message that is kept; the next calls render what they need again."""
-    _cache.clear()
-
-
-def render_counts() -> tuple[int, int]:
-    """Return how many exchanges were rendered and how many reused since the cache was cleared."""
-    return _cache.rendered, _cache.reused
-
-
-# --- the rendering adapter ------------------------------------------------------------------------
-
-
 if TYPE_CHECKING:
     _Mixin = dspy.ChatAdapter  # what `super()` finds: whatever the class mixed into has
 else:
@@ -181,7 +94,7 @@ class _Rendering(_Mixin):
     ) -> list[Message]:
         """Return the past exchanges as messages, from the cache where it has them."""
         given = inputs.get(history_field_name)
-        if not isinstance(given, Conversation):
+        if not isinstance(given, WindowHistory):
             messages: list[Message] = super().format_conversation_history(
                 signature, history_field_name, inputs
             )
@@ -189,15 +102,15 @@ class _Rendering(_Mixin):
         del inputs[history_field_name]
         view = given.window.view
 
-        def render(exchange: Exchange) -> tuple[Message, ...]:
+        def render(exchange: Exchange) -> Rendered:
             return self._render(signature, history_field_name, exchange, view)
 
-        rendered = _cache.of(_cache_key(self, signature, view), given.window, render)
+        rendered = render_cache.of(_cache_key(self, signature, view), given.window, render)
         return [_fresh(message) for messages in rendered for message in messages]
 
     def _render(
         self, signature: type[dspy.Signature], name: str, exchange: Exchange, view: View
-    ) -> tuple[Message, ...]:
+    ) -> Rendered:
         """Render one exchange: the user text from the full signature, the rest from what it has."""
         fields = exchange.shown(view)
         outputs = signature.output_fields
@@ -291,7 +204,7 @@ class _OwnHistory(_Rendering):
     ) -> list[Message]:
         """Let the adapter render the messages as it does."""
         given = inputs.get(history_field_name)
-        if isinstance(given, Conversation):
+        if isinstance(given, WindowHistory):
             inputs[history_field_name] = dspy.History(messages=given.messages)
         messages: list[Message] = super(_Rendering, self).format_conversation_history(
             signature, history_field_name, inputs
@@ -345,12 +258,12 @@ def transcript(window: Window) -> str:
     """
     view = window.view
 
-    def render(exchange: Exchange) -> tuple[Message, ...]:
+    def render(exchange: Exchange) -> Rendered:
         shown = exchange.shown(view)
         text = "\n".join(f"{name}: {_as_text(value)}" for name, value in shown.items())
         return ({"role": "text", "content": marked_text(text, shown)},)
 
-    blocks = [message["content"] for (message,) in _cache.of(("text", view), window, render)]
+    blocks = [message["content"] for (message,) in render_cache.of(("text", view), window, render)]
     numbered = (f"[{number}]\n{block}" for number, block in enumerate(blocks, start=1))
     return marked_text("\n\n".join(numbered), blocks)
 

@@ -23,15 +23,10 @@ from dspy_session.core.step import Step, commit, prepare
 from dspy_session.core.turn import Run, usage_pairs
 from dspy_session.errors import CallError, HistoryError
 from dspy_session.program.adapter import AdapterKeeper, WatchedCallbacks, wrap_adapter
-from dspy_session.program.anatomy import (
-    check_module,
-    fingerprint,
-    has_foreign_code,
-    history_slot,
-    refuse_conflicts,
-    takes_input,
-)
+from dspy_session.program.anatomy import check_module, has_foreign_code
+from dspy_session.program.fingerprints import fingerprint
 from dspy_session.program.frame import FRAME_KEY, Draft, Frame, current_frame
+from dspy_session.program.slot import history_slot, refuse_conflicts, takes_input
 
 __all__ = ["Outcome", "adrive", "astep", "drive", "new_id", "running", "split_settings", "step"]
 
