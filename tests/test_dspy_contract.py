@@ -371,6 +371,19 @@ def test_a_past_turn_is_rendered_by_the_methods_of_any_message(adapter: type[dsp
     assert "None" in missing[1]["content"] or "null" in missing[1]["content"]
 
 
+def test_the_history_is_taken_out_of_a_signature_by_its_delete() -> None:
+    def delete(name: str) -> type[dspy.Signature]:
+        asked.append(name)
+        return QA
+
+    asked: list[str] = []
+    made = QA.append("history", dspy.InputField(), dspy.History)
+    type.__setattr__(made, "delete", staticmethod(delete))
+    messages = dspy.ChatAdapter().format(made, [], {"question": "x", "history": history("one")})
+    assert asked == ["history"]
+    assert len(messages) == 4
+
+
 def test_signatures_are_changed_into_new_ones_fields_and_instructions_in_place() -> None:
     signature = dspy.Signature("question -> answer", "Answer.")
     longer = signature.append("history", dspy.InputField(), dspy.History)
@@ -419,6 +432,21 @@ def test_a_callback_runs_in_the_context_in_which_the_predictor_reads_its_setting
         assert dspy.settings.adapter is None
     assert len(adapter.calls) == 8
     assert callback.entered == {}
+
+
+def test_the_callbacks_of_the_settings_are_asked_to_add_those_of_the_callee() -> None:
+    class Watched(list[Any]):
+        def __add__(self, others: list[Any]) -> list[Any]:
+            asked.append(others)
+            return [Callback(adapter)]
+
+    asked: list[Any] = []
+    adapter, own = Recording(), BaseCallback()
+    with dspy.context(callbacks=Watched()):
+        dspy.Predict(QA, callbacks=[own])(question="x")
+    assert asked[0] == [own]
+    assert len(asked) >= 4  # a module, an LM, and an adapter's format and parse
+    assert len(adapter.calls) == 1
 
 
 def test_what_a_callback_raises_is_swallowed() -> None:

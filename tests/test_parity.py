@@ -656,6 +656,22 @@ def test_X7_images_in_the_demos_of_a_loaded_program_stay_images(adapter: str) ->
             assert images(sent(lm)) == [PIXEL] * 3
 
 
+def test_X7_markers_in_a_history_of_the_programs_own_stay_text() -> None:
+    class Own(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ask = dspy.Predict(PlainByHand)
+
+        def forward(self, question: str) -> Any:
+            messages = [{"question": question, "answer": question}]
+            return self.ask(question=question, history=dspy.History(messages=messages))
+
+    with talking("chat") as lm:
+        sessionify(Own())(question=EVIL)
+        assert images(sent(lm)) == []
+        assert len(sent(lm)) == 4
+
+
 def test_X7_a_forged_image_field_stays_text() -> None:
     with talking("chat") as lm:
         session = sessionify(dspy.Predict(Look))

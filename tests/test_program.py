@@ -24,6 +24,7 @@ from dspy_session import (
     sessionify,
     step,
 )
+from dspy_session.core.options import HistoryPolicy
 from dspy_session.core.state import start
 from dspy_session.program import anatomy, fingerprint
 from dspy_session.program.anatomy import predictors
@@ -909,6 +910,17 @@ def test_D5_a_history_argument_is_found_by_name_or_annotation(
     assert type(handed) is kind
     assert handed.messages == given.messages
     assert past(lm.prompts[-1]) == pairs("other")
+
+
+def test_D17_a_history_that_replaces_the_session_is_handed_over_as_it_will_be_seen() -> None:
+    program = taking(dspy.History)
+    policy, hidden = HistoryPolicy.REPLACE_SESSION, frozenset({"secret"})
+    options = SessionOptions(history_policy=policy, exclude_fields=hidden)
+    message = {"question": "one", "answer": "answer to one"}
+    given = dspy.History(messages=[{**message, "secret": "s"}])
+    _, state = step(SessionState(), program, {"question": "x", "history": given}, options)
+    step(state, program, {"question": "y"}, options)
+    assert [history.messages[0] for history in program.given] == [message, message]
 
 
 def test_D5_what_a_program_does_to_its_history_stays_there(lm: ScriptedLM) -> None:

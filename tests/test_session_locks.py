@@ -190,9 +190,11 @@ def test_D16_lock_async_cannot_wait_in_another_event_loop() -> None:
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(asyncio.run, session.acall(question="one"))
         assert started.wait(SOON)
-        with refused(session, LockError, "another event loop", "session.fork()"):
-            asyncio.run(session.acall(question="two"))
-        go.set()
+        try:
+            with refused(session, LockError, "another event loop", "session.fork()"):
+                asyncio.run(session.acall(question="two"))
+        finally:
+            go.set()
         assert first.result(SOON) == "done"
     assert asyncio.run(session.acall(question="three")) == "done"
     assert questions(session) == ["one", "three"]

@@ -435,6 +435,17 @@ def learned_predict() -> dspy.Predict:
     return program
 
 
+def test_D12_other_files_are_loaded_or_refused_as_in_dspy(tmp_path: Path) -> None:
+    session = sessionify(Asker())
+    demos_program().save(tmp_path / "program.pkl")
+    with pytest.raises(ValueError, match="allow_pickle=True"):
+        session.load(tmp_path / "program.pkl")
+    session.load(tmp_path / "program.pkl", allow_pickle=True)
+    assert session.dump_state() == demos_program().dump_state()
+    with pytest.raises(FileNotFoundError):
+        session.load(tmp_path / "none.json")
+
+
 def test_D12_learned_state_reaches_the_prompt(tmp_path: Path, lm: ScriptedLM) -> None:
     session = sessionify(Asker())
     ask(session, "one")

@@ -194,14 +194,14 @@ def _plan(inner: dspy.Adapter, call: _Call) -> _Call:
     _apply_settings(caller, call)
     if frame is None:
         return call
+    call.adapter = rendering_adapter(inner)
     options = frame.options
     declared = declared_history(
         call.signature, options.history_field, options.strict_history_annotation
     )
     given = call.inputs.get(declared) if declared else None
-    if isinstance(given, WindowHistory):  # planned already, by an adapter around this one
-        call.adapter = rendering_adapter(inner)
-        return call
+    if isinstance(given, WindowHistory):
+        return call  # planned already, by an adapter around this one
     if (
         declared
         and given is not None
@@ -217,7 +217,6 @@ def _plan(inner: dspy.Adapter, call: _Call) -> _Call:
     supplied: Any = WindowHistory(frame.window) if as_pairs else transcript(frame.window)
     call.signature = _with_history(call.signature, field, declared is not None, as_pairs)
     call.inputs = {**call.inputs, field: supplied}
-    call.adapter = rendering_adapter(inner)
     return call
 
 

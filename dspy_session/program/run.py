@@ -157,9 +157,9 @@ def running(
         options = msgspec.structs.replace(options, history_field=slot.field)
     fields, given = _split_history(inputs, slot.field)
     turn = prepare(state, fields, options, None if given is None else given.messages)
-    passed = given
+    passed = given if turn.seed is None else turn.window.history()  # a new seed is filtered
     if slot.parameter is not None:
-        passed = _of_kind(turn.window.history() if given is None else given, slot.kind)
+        passed = _of_kind(turn.window.history() if passed is None else passed, slot.kind)
         fields[slot.parameter] = passed
     frame = Frame(
         program=program,
