@@ -35,6 +35,7 @@ from dspy_session.core import (
     visible_window,
     with_id,
 )
+from dspy_session.core.flat import pack, unpack
 from dspy_session.errors import CallError, HistoryError, OptionError, SessionError, TurnIndexError
 
 Fields = dict[str, Any]
@@ -231,6 +232,7 @@ class Conversations(RuleBasedStateMachine):
         after = operation(before)
         assert picture(before) == was
         assert picture(after) == picture_of_plain(plain)
+        assert picture(unpack(pack(after))) == picture(after)
         self.branches[self.now] = (after, plain)
 
     def refused(self, kind: type[SessionError], operation: Callable[[], object]) -> None:
@@ -665,6 +667,55 @@ def test_overlapping_calls_lose_nothing_and_keep_what_they_saw() -> None:
     _, state = commit(rewind(state, 1), late, {}, Run(), options)
     assert state.turns[1].index == 1
     assert len(state.turns[1].window) == 4
+
+
+def test_a_late_call_keeps_the_branch_that_it_saw() -> None:
+    options = SessionOptions()
+    state = say(SessionState(), 0, 1, 2)
+    late = prepare(state, {"q": "late"}, options)
+    early = prepare(rewind(state, 1), {"q": "early"}, options)
+    state = say(rewind(state, 2), "other", "more")
+    for begun in (late, early):
+        _, state = commit(state, begun, {}, Run(), options)
+    state = say(state, "and on")
+    seen = [[m["q"] for m in turn.history_snapshot.messages] for turn in state.turns[4:6]]
+    assert seen == [[0, 1, 2], [0]]
+    for way in ("json", "msgpack", "pickle"):
+        assert picture(way_and_back(way, state, options)[0]) == picture(state)
+
+
+def test_states_are_equal_when_all_they_show_is() -> None:
+    def build(seed: Any = 0, answer: Any = 1, id: str = "a", score: float = 1.0) -> SessionState:
+        state = start([{"note": seed}], id="same")
+        step = prepare(state, {"q": [1]}, SessionOptions())
+        _, state = commit(state, step, {"a": answer, "b": 2}, Run(id=id), SessionOptions())
+        return annotate(say(state, "more"), {0: (score, None)})
+
+    state = build()
+    assert state == build()
+    _, reordered = replace_turn(state, 0, {"b": 2, "a": 1}, id="a")
+    _, same_again = replace_turn(state, 0, {"a": 1, "b": 2}, id="a")
+    others: list[object] = [
+        build(seed=5),
+        build(answer=5),
+        build(id="b"),
+        build(score=0.0),
+        with_id(state, "other"),
+        undo(state)[1],
+        truncate(state, 1),
+        annotate(reordered, {0: (1.0, None)}),
+        state.turns,
+        None,
+    ]
+    for other in others:
+        assert state != other
+    assert state == annotate(same_again, {0: (1.0, None)})
+    one, two = (undo(build(), n)[1] for n in (1, 2))
+    assert one != two
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(state)
+    assert hash(state.turns[0]) == hash(build().turns[0])
+    assert state.turns[0] == build().turns[0] != state.turns[1]
 
 
 def test_steps_meet_on_branches_that_were_edited_apart() -> None:

@@ -236,6 +236,31 @@ def scattered(count: int) -> SessionState:
     return state
 
 
+def gapped(count: int) -> SessionState:
+    """Windows of different epochs that do not touch, and then one over all of it."""
+    state = say(SessionState(), 3)
+    for _ in range(count // 6):
+        state = say(state, 4, SessionOptions(max_turns=0))
+        for options in (SessionOptions(max_turns=1), WHOLE):
+            at = state.stop - 1
+            _, state = replace_turn(state, at, {"answer": f"b{at}"}, id=f"b{at}")
+            state = say(state, 1, options)
+    return state
+
+
+def late(count: int) -> SessionState:
+    """Calls overlap edits: each begins in another epoch, and they end in another order."""
+    state = say(SessionState(), count // 2)
+    begun = []
+    for number in range(count // 2):
+        _, state = replace_turn(state, number, {"answer": f"b{number}"}, id=f"b{number}")
+        begun.append(prepare(state, {"question": f"late{number}"}, WHOLE))
+    for number in range(count // 2):
+        step = begun[number * 7 % len(begun)]
+        _, state = commit(state, step, {"answer": "late"}, Run(id=f"late{number}"), WHOLE)
+    return state
+
+
 def reopened(count: int) -> SessionState:
     """Loaded before each turn and saved after it, as a server does."""
     state = SessionState()
@@ -244,7 +269,18 @@ def reopened(count: int) -> SessionState:
     return state
 
 
-SHAPES = [grown, windowed, varied, trimmed, answered_again, corrected, scattered, reopened]
+SHAPES: list[Callable[[int], SessionState]] = [
+    grown,
+    windowed,
+    varied,
+    trimmed,
+    answered_again,
+    corrected,
+    scattered,
+    gapped,
+    late,
+    reopened,
+]
 Grow = Callable[[int], SessionState]
 
 
