@@ -7,6 +7,7 @@ its own first. Learned state goes in and out as the bare program's: the wrapper 
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import MethodType
 from typing import Any, Self
 
 import dspy
@@ -39,10 +40,21 @@ class Branch(dspy.Module):
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
         twin.history, twin.callbacks = [], list(self.callbacks)
+        twin._set_forward(vars(self).get("forward"))
         return twin
 
     def _set_program(self, module: dspy.Module) -> None:
         self.module, self._shared = module, False
+
+    def _set_forward(self, replaced: Any) -> None:
+        """Run what an optimizer put in the place of another branch's `forward`; None for one's own.
+
+        Bound to the other branch, it would run there.
+        """
+        self.__dict__.pop("forward", None)
+        if replaced is not None:
+            function = getattr(replaced, "__func__", None)
+            self.__dict__["forward"] = MethodType(function, self) if function else replaced
 
     def _own_program(self) -> None:
         """Give this branch its own copy of the program before changing it."""

@@ -4,29 +4,33 @@ Version 3 (written here) is a dict:
 
     {"kind": "dspy-session", "version": 3, "options": {...}, "conversation": {...}}
 
-`conversation` holds every exchange once; what each call saw is written as three numbers (see
-`dspy_session.core.flat`), so the size is linear in the conversation. Field values are in plain form
-(`dspy_session.core.values`). Versions 1 and 2 are the published dspy-session 0.1's and are read.
+`conversation` holds every turn once; what each call saw, and which turns each state has, is written
+as a few numbers (see `dspy_session.core.flat`), so the size is linear in the conversation. Field
+values are in plain form (`dspy_session.core.values`); values of a program's own types are written
+and read with the codecs that `dspy_session.program_codecs(program)` finds. Versions 1 and 2 are the
+published dspy-session 0.1's and are read.
 
-Laws: `decode(encode(state, options)) == (state, options)`, snapshots and redoable turns included;
-decoding any bytes either gives a state or raises `FormatError`; nothing is imported or evaluated.
+Laws: `decode(encode(state, options)) == (state, options)`, snapshots, redoable turns, other answers
+and nested states included; decoding any bytes either gives a state or raises `FormatError`; nothing
+is imported or evaluated.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
 import msgspec
 
-from dspy_session.core import flat
+from dspy_session.core import flat, tables
 from dspy_session.core.options import SessionOptions, make_options
 from dspy_session.core.paths import Path
-from dspy_session.core.state import SessionState, annotate, start, truncate
+from dspy_session.core.state import SessionState, start
 from dspy_session.core.step import commit, prepare
+from dspy_session.core.transitions import annotate, truncate
 from dspy_session.core.turn import Run
-from dspy_session.core.values import from_plain, to_plain
+from dspy_session.core.values import REGISTERED, ValueCodecs, from_plain, to_plain
 from dspy_session.core.window import Exchange, View
 from dspy_session.errors import FormatError, OptionError, ValueCodecError
 
@@ -47,18 +51,26 @@ class WireRun(msgspec.Struct, omit_defaults=True):
     usage: dict[str, dict[str, Any]] = {}
     cost: Any = None
     fingerprint: str | None = None
+    request_id: str | None = None
 
 
-class WireTurn(msgspec.Struct, omit_defaults=True):
-    """One turn; `saw` is path, start, stop, seed, view."""
+class WireTurn(msgspec.Struct, omit_defaults=True, kw_only=True):
+    """One turn; `saw` is path, start, stop, seed, view.
+
+    Either it has fields, or the number of the `exchange` of an earlier turn: then it is that turn
+    with another score, for example.
+    """
 
     index: int
-    inputs: dict[str, Any]
-    outputs: dict[str, Any]
+    inputs: dict[str, Any] | None = None
+    outputs: dict[str, Any] | None = None
+    details: dict[str, Any] = {}
+    exchange: int | None = None
     saw: tuple[int, int, int, int, int]
     run: WireRun
     score: Any = None
     feedback: str | None = None
+    beside: int | None = None
 
 
 class WireView(msgspec.Struct, omit_defaults=True):
@@ -66,6 +78,7 @@ class WireView(msgspec.Struct, omit_defaults=True):
 
     exclude: list[str] = []
     inputs: list[str] | None = None
+    details: bool = False
 
 
 class WireExchange(msgspec.Struct, omit_defaults=True):
@@ -73,19 +86,36 @@ class WireExchange(msgspec.Struct, omit_defaults=True):
 
     outputs: dict[str, Any]
     inputs: dict[str, Any] = {}
+    details: dict[str, Any] = {}
+
+
+class WireBeside(msgspec.Struct, omit_defaults=True):
+    """What stands beside turns: by module path, the number of a state."""
+
+    nested: dict[str, int] = {}
+
+
+class WireState(msgspec.Struct, omit_defaults=True):
+    """One state; see `FlatState`."""
+
+    path: Path
+    id: str | None = None
+    undone: int = 0
+    seed: int = 0
+    before: int | None = None
+    ahead: list[int] = []
 
 
 class WireConversation(msgspec.Struct):
-    """A `FlatState` with plain values."""
+    """`Tables` with plain values."""
 
     turns: list[WireTurn]
     seeds: list[list[WireExchange]]
     views: list[WireView]
     paths: list[Path]
+    states: list[WireState]
     others: list[WireExchange] = []
-    id: str | None = None
-    first: int = 0
-    undone: int = 0
+    besides: list[WireBeside] = []
 
 
 class Wire(msgspec.Struct):
@@ -97,12 +127,16 @@ class Wire(msgspec.Struct):
     conversation: WireConversation
 
 
-def to_wire(state: SessionState, options: SessionOptions) -> dict[str, Any]:
+def to_wire(
+    state: SessionState, options: SessionOptions, codecs: ValueCodecs = REGISTERED
+) -> dict[str, Any]:
     """Return a conversation and its options as a JSON-ready dict.
 
     Args:
         state: The conversation.
         options: The session's options.
+        codecs: Writes values of types beyond plain data; `program_codecs(program)` knows those of
+            a program.
 
     Raises:
         ValueCodecError: A field holds a value of a type without written form. The message names
@@ -113,36 +147,43 @@ def to_wire(state: SessionState, options: SessionOptions) -> dict[str, Any]:
         3
     """
     # By way of JSON, so that only JSON's own types are left in it: no tuple, no enum.
-    return _as_dict(msgspec.json.decode(_written(_wire(state, options), "json")))
+    return _as_dict(msgspec.json.decode(_written(_wire(state, options, codecs), "json")))
 
 
-def _wire(state: SessionState, options: SessionOptions) -> Wire:
+def _wire(state: SessionState, options: SessionOptions, codecs: ValueCodecs) -> Wire:
     packed = flat.pack(state)
+    own = 0  # the exchanges of turns are numbered as they appear
+    turns = []
+    for number, turn in enumerate(packed.turns):
+        exchange = packed.exchanges[own] if turn.exchange == own else None
+        own += exchange is not None
+        where = _where(number, turn.index, packed.states)
+        turns.append(_turn_to_wire(turn, exchange, where, codecs))
     return Wire(
         kind="dspy-session",
         version=VERSION,
         options=_options_to_wire(options),
         conversation=WireConversation(
-            id=state.id,
-            first=packed.first,
-            undone=packed.undone,
-            turns=[
-                _turn_to_wire(turn, exchange)
-                for turn, exchange in zip(packed.turns, packed.exchanges, strict=False)
-            ],
+            turns=turns,
             others=[
-                _exchange_to_wire(exchange, "a replaced or undone turn")
-                for exchange in packed.exchanges[len(packed.turns) :]
+                _exchange_to_wire(exchange, "a replaced or undone turn", codecs)
+                for exchange in packed.exchanges[own:]
             ],
             seeds=[
-                [_exchange_to_wire(e, f"message {n} of a seed") for n, e in enumerate(seed)]
+                [_exchange_to_wire(e, f"message {n} of a seed", codecs) for n, e in enumerate(seed)]
                 for seed in packed.seeds
             ],
             views=[
-                WireView(sorted(v.exclude), None if v.inputs is None else sorted(v.inputs))
+                WireView(
+                    sorted(v.exclude), None if v.inputs is None else sorted(v.inputs), v.details
+                )
                 for v in packed.views
             ],
             paths=packed.paths,
+            besides=[WireBeside(beside.nested) for beside in packed.besides],
+            states=[
+                WireState(s.path, s.id, s.undone, s.seed, s.before, s.ahead) for s in packed.states
+            ],
         ),
     )
 
@@ -159,14 +200,18 @@ def _written(wire: Wire, format: _Format) -> bytes:
         raise ValueCodecError(f"Cannot save the conversation: {error}.") from error
 
 
-def from_wire(data: Mapping[str, Any]) -> tuple[SessionState, SessionOptions]:
+def from_wire(
+    data: Mapping[str, Any], codecs: ValueCodecs = REGISTERED
+) -> tuple[SessionState, SessionOptions]:
     """Return the conversation and the options that a wire dict describes.
 
     Args:
         data: What `to_wire` returned, or a document of version 1 or 2.
+        codecs: Reads values of types beyond plain data; see `to_wire`.
 
     Raises:
-        FormatError: The data is no conversation, is damaged, or is from a newer version.
+        FormatError: The data is no conversation, is damaged, is from a newer version, or holds a
+            value of a type that no codec reads.
 
     Example:
         >>> from_wire(to_wire(SessionState(), SessionOptions()))[0] == SessionState()
@@ -177,7 +222,7 @@ def from_wire(data: Mapping[str, Any]) -> tuple[SessionState, SessionOptions]:
         if version in (1, 2):
             return _from_published(data)
         wire = msgspec.convert(data, Wire)
-        return _state_from_wire(wire.conversation), make_options(wire.options)
+        return _state_from_wire(wire.conversation, codecs), make_options(wire.options)
     except FormatError:
         raise
     except (msgspec.ValidationError, LookupError, ValueError, TypeError, RecursionError) as error:
@@ -187,28 +232,37 @@ def from_wire(data: Mapping[str, Any]) -> tuple[SessionState, SessionOptions]:
         ) from error
 
 
-def encode(state: SessionState, options: SessionOptions, format: _Format = "json") -> bytes:
+def encode(
+    state: SessionState,
+    options: SessionOptions,
+    format: _Format = "json",
+    codecs: ValueCodecs = REGISTERED,
+) -> bytes:
     """Return a conversation and its options as bytes.
 
     Args:
         state: The conversation.
         options: The session's options.
         format: `"json"` (indented, for files that people look at) or `"msgpack"` (for stores).
+        codecs: See `to_wire`.
 
     Raises:
         ValueCodecError: As `to_wire`.
     """
     _check_format(format)
-    data = _written(_wire(state, options), format)
+    data = _written(_wire(state, options, codecs), format)
     return msgspec.json.format(data, indent=2) if format == "json" else data
 
 
-def decode(data: bytes, format: _Format = "json") -> tuple[SessionState, SessionOptions]:
+def decode(
+    data: bytes, format: _Format = "json", codecs: ValueCodecs = REGISTERED
+) -> tuple[SessionState, SessionOptions]:
     """Return the conversation and the options that bytes hold.
 
     Args:
         data: What `encode` returned, or a JSON file of version 1 or 2.
         format: `"json"` or `"msgpack"`.
+        codecs: See `to_wire`.
 
     Raises:
         FormatError: As `from_wire`, and when the bytes are not of that format.
@@ -223,7 +277,7 @@ def decode(data: bytes, format: _Format = "json") -> tuple[SessionState, Session
                 f"Expected a conversation as {format}, but the data is not whole: {error}. "
                 "It is truncated, corrupt, or another kind of file."
             ) from error
-    return from_wire(document)
+    return from_wire(document, codecs)
 
 
 def is_conversation(document: Any) -> bool:
@@ -276,44 +330,64 @@ def _options_to_wire(options: SessionOptions) -> dict[str, Any]:
     return plain
 
 
-def _turn_to_wire(turn: flat.FlatTurn, exchange: Exchange) -> WireTurn:
-    where = f"turn {turn.index}"
+def _where(number: int, index: int, states: Sequence[tables.FlatState | WireState]) -> str:
+    """How messages name a turn: those of the conversation itself are the first in the table."""
+    path = states[-1].path if states else None
+    if path is not None and number < path.stop - path.start:
+        return f"turn {index}"
+    return f"turn {index} of a nested session or of another answer"
+
+
+def _turn_to_wire(
+    turn: tables.FlatTurn, exchange: Exchange | None, where: str, codecs: ValueCodecs
+) -> WireTurn:
     run = turn.run
     facts = _fields_to_wire(
         {"time": run.time, "duration": run.duration, "cost": run.cost, "score": turn.score},
         where,
         "its",
+        REGISTERED,
     )
+    wire = WireExchange({}) if exchange is None else _exchange_to_wire(exchange, where, codecs)
     return WireTurn(
         index=turn.index,
-        inputs=_fields_to_wire(exchange.inputs, where, "input"),
-        outputs=_fields_to_wire(exchange.outputs, where, "output"),
+        inputs=None if exchange is None else wire.inputs,
+        outputs=None if exchange is None else wire.outputs,
+        details=wire.details,
+        exchange=turn.exchange if exchange is None else None,
         saw=msgspec.structs.astuple(turn.window),
         run=WireRun(
             id=run.id,
             time=facts["time"],
             duration=facts["duration"],
-            usage=_fields_to_wire({m: dict(counts) for m, counts in run.usage}, where, "usage of"),
+            usage=_fields_to_wire(
+                {m: dict(counts) for m, counts in run.usage}, where, "usage of", REGISTERED
+            ),
             cost=facts["cost"],
             fingerprint=run.fingerprint,
+            request_id=run.request_id,
         ),
         score=facts["score"],
         feedback=turn.feedback,
+        beside=turn.beside,
     )
 
 
-def _exchange_to_wire(exchange: Exchange, where: str) -> WireExchange:
+def _exchange_to_wire(exchange: Exchange, where: str, codecs: ValueCodecs) -> WireExchange:
     return WireExchange(
-        inputs=_fields_to_wire(exchange.inputs, where, "input"),
-        outputs=_fields_to_wire(exchange.outputs, where, "output"),
+        inputs=_fields_to_wire(exchange.inputs, where, "input", codecs),
+        outputs=_fields_to_wire(exchange.outputs, where, "output", codecs),
+        details=_fields_to_wire(exchange.details, where, "detail", codecs),
     )
 
 
-def _fields_to_wire(fields: Mapping[str, Any], where: str, role: str) -> dict[str, Any]:
+def _fields_to_wire(
+    fields: Mapping[str, Any], where: str, role: str, codecs: ValueCodecs
+) -> dict[str, Any]:
     plain = {}
     for name, value in fields.items():
         try:
-            plain[name] = to_plain(value)
+            plain[name] = to_plain(value, codecs)
         except ValueCodecError as error:
             raise ValueCodecError(
                 f"Cannot save {where}: {role} {name!r} ({type(value).__qualname__}): {error}. "
@@ -323,34 +397,56 @@ def _fields_to_wire(fields: Mapping[str, Any], where: str, role: str) -> dict[st
     return plain
 
 
-def _state_from_wire(wire: WireConversation) -> SessionState:
-    exchanges = [_exchange_from_wire(turn, f"turn {turn.index}") for turn in wire.turns]
-    exchanges.extend(_exchange_from_wire(e, "a replaced or undone turn") for e in wire.others)
+def _state_from_wire(wire: WireConversation, codecs: ValueCodecs) -> SessionState:
+    exchanges: list[Exchange] = []
+    turns = []
+    for number, turn in enumerate(wire.turns):
+        where, exchange = _where(number, turn.index, wire.states), turn.exchange
+        if exchange is None:
+            if turn.inputs is None or turn.outputs is None:
+                raise ValueError(f"{where} has neither fields nor the number of an exchange")
+            exchange = len(exchanges)
+            fields = WireExchange(turn.outputs, turn.inputs, turn.details)
+            exchanges.append(_exchange_from_wire(fields, where, codecs))
+        turns.append(_turn_from_wire(turn, exchange, where))
+    exchanges.extend(
+        _exchange_from_wire(e, "a replaced or undone turn", codecs) for e in wire.others
+    )
     return flat.unpack(
-        flat.FlatState(
-            id=wire.id,
-            first=wire.first,
-            undone=wire.undone,
-            turns=[_turn_from_wire(turn) for turn in wire.turns],
+        tables.Tables(
+            turns=turns,
             exchanges=exchanges,
+            besides=[tables.FlatBeside(beside.nested) for beside in wire.besides],
+            states=[
+                tables.FlatState(s.id, s.path, s.undone, s.seed, s.before, s.ahead)
+                for s in wire.states
+            ],
             paths=wire.paths,
             seeds=[
-                tuple(_exchange_from_wire(e, f"message {n} of a seed") for n, e in enumerate(seed))
+                tuple(
+                    _exchange_from_wire(e, f"message {n} of a seed", codecs)
+                    for n, e in enumerate(seed)
+                )
                 for seed in wire.seeds
             ],
             views=[
-                View(frozenset(v.exclude), None if v.inputs is None else frozenset(v.inputs))
+                View(
+                    frozenset(v.exclude),
+                    None if v.inputs is None else frozenset(v.inputs),
+                    v.details,
+                )
                 for v in wire.views
             ],
         )
     )
 
 
-def _turn_from_wire(turn: WireTurn) -> flat.FlatTurn:
-    usage = _values(turn.run.usage, f"turn {turn.index}", "usage of")
-    return flat.FlatTurn(
+def _turn_from_wire(turn: WireTurn, exchange: int, where: str) -> tables.FlatTurn:
+    usage = _values(turn.run.usage, where, "usage of", REGISTERED)
+    return tables.FlatTurn(
         index=turn.index,
-        window=flat.FlatWindow(*turn.saw),
+        exchange=exchange,
+        window=tables.FlatWindow(*turn.saw),
         run=Run(
             id=turn.run.id,
             time=_number(turn.run.time),
@@ -358,15 +454,19 @@ def _turn_from_wire(turn: WireTurn) -> flat.FlatTurn:
             usage=tuple((model, tuple(dict(counts).items())) for model, counts in usage.items()),
             cost=_number(turn.run.cost),
             fingerprint=turn.run.fingerprint,
+            request_id=turn.run.request_id,
         ),
         score=_number(turn.score),
         feedback=turn.feedback,
+        beside=turn.beside,
     )
 
 
-def _exchange_from_wire(exchange: WireExchange | WireTurn, where: str) -> Exchange:
+def _exchange_from_wire(exchange: WireExchange, where: str, codecs: ValueCodecs) -> Exchange:
     return Exchange(
-        _values(exchange.inputs, where, "input"), _values(exchange.outputs, where, "output")
+        _values(exchange.inputs, where, "input", codecs),
+        _values(exchange.outputs, where, "output", codecs),
+        _values(exchange.details, where, "detail", codecs),
     )
 
 
@@ -377,11 +477,13 @@ def _number(plain: Any) -> float | None:
     raise ValueError(f"expected a number, not {value!r}")
 
 
-def _values(fields: Mapping[str, Any], where: str, role: str) -> dict[str, Any]:
+def _values(
+    fields: Mapping[str, Any], where: str, role: str, codecs: ValueCodecs
+) -> dict[str, Any]:
     values = {}
     for name, plain in fields.items():
         try:
-            values[name] = from_plain(plain)
+            values[name] = from_plain(plain, codecs)
         except FormatError as error:
             raise FormatError(
                 f"Cannot load {where}: {role} {name!r}: {error}. Nothing was loaded."

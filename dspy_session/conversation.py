@@ -13,21 +13,15 @@ from typing import Any, TypeVar
 import dspy
 
 from dspy_session.core.options import SessionOptions
-from dspy_session.core.state import (
-    SessionState,
-    annotate,
-    redo,
-    replace_turn,
-    reset,
-    rewind,
-    undo,
-    visible_window,
-)
+from dspy_session.core.state import SessionState, visible_window
 from dspy_session.core.step import commit, prepare, refuse_history_field
+from dspy_session.core.transitions import annotate, redo, replace_turn, reset, rewind, undo
 from dspy_session.core.turn import Run, Turn
 from dspy_session.errors import CallError
 from dspy_session.locks import Locks
 from dspy_session.program.examples import Metric, Verdict, examples_of, scored
+from dspy_session.program.frame import home_of
+from dspy_session.program.nested import Nestable
 from dspy_session.program.run import new_id
 
 __all__ = ["Conversation"]
@@ -35,8 +29,11 @@ __all__ = ["Conversation"]
 _Result = TypeVar("_Result")
 
 
-class Conversation:
-    """The part of a session that is the conversation; made by `Session`, not by hand."""
+class Conversation(Nestable):
+    """The part of a session that is the conversation; made by `Session`, not by hand.
+
+    While a turn runs whose program holds this session, its conversation lives in that turn.
+    """
 
     def __init__(self, state: SessionState, options: SessionOptions) -> None:
         self._state, self._options, self._locks = state, options, Locks()
@@ -46,6 +43,9 @@ class Conversation:
 
         The mutex is held over pure functions of the core only. An error leaves the state as it was.
         """
+        home = home_of(self)
+        if home is not None:
+            return home.move(self, transition)
         with self._locks.state:
             result, self._state = transition(self._state)
         return result
@@ -53,26 +53,27 @@ class Conversation:
     @property
     def state(self) -> SessionState:
         """The conversation as an immutable value; keep it, and it is a snapshot for ever."""
-        return self._state
+        home = home_of(self)
+        return self._state if home is None else home.state_of(self)
 
     @property
     def id(self) -> str:
         """The session's id."""
-        return self._state.id or ""
+        return self.state.id or ""
 
     @property
     def turns(self) -> tuple[Turn, ...]:
         """The stored turns, oldest first."""
-        return self._state.turns
+        return self.state.turns
 
     @property
     def session_history(self) -> dspy.History:
         """The `dspy.History` that the next call will see: the seed, then the window's turns."""
-        history: dspy.History = visible_window(self._state, self._options).history()
+        history: dspy.History = visible_window(self.state, self._options).history()
         return history
 
     def __len__(self) -> int:
-        return len(self._state)
+        return len(self.state)
 
     def __bool__(self) -> bool:
         return True
@@ -187,7 +188,7 @@ class Conversation:
             MetricError: The metric raised, and `on_metric_error` is `"raise"`; nothing is kept.
             CallError: There are not as many gold examples as turns.
         """
-        before = self._state
+        before = self.state
         verdicts, _ = scored(before, metric, self._options, gold)
         self._keep(before, verdicts)
         return [verdict.score for verdict in verdicts.values()]
@@ -229,7 +230,7 @@ class Conversation:
             MetricError: As in `score`.
             CallError: As in `score`, or `min_score` is no number.
         """
-        state, options = self._state, self._options
+        state, options = self.state, self._options
         if metric is not None:
             before = state
             verdicts, state = scored(before, metric, options, gold, require_outputs=require_outputs)

@@ -21,6 +21,7 @@ from pathlib import Path
 from dspy_session import codec
 from dspy_session.core.options import SessionOptions
 from dspy_session.core.state import SessionState
+from dspy_session.core.values import REGISTERED, ValueCodecs
 from dspy_session.errors import FormatError
 
 __all__ = ["AnyPath", "is_conversation_file", "read_conversation", "write_conversation"]
@@ -28,19 +29,25 @@ __all__ = ["AnyPath", "is_conversation_file", "read_conversation", "write_conver
 AnyPath = str | os.PathLike[str]
 
 
-def write_conversation(path: AnyPath, state: SessionState, options: SessionOptions) -> None:
+def write_conversation(
+    path: AnyPath,
+    state: SessionState,
+    options: SessionOptions,
+    codecs: ValueCodecs = REGISTERED,
+) -> None:
     """Write a conversation and its options to a JSON file.
 
     Args:
         path: The file; the folder must exist.
         state: The conversation.
         options: The session's options.
+        codecs: Writes values of types beyond plain data.
 
     Raises:
         ValueCodecError: A field holds a value of a type without written form; nothing is written.
         OSError: The file cannot be written; what was there before is untouched.
     """
-    data = codec.encode(state, options)
+    data = codec.encode(state, options, codecs=codecs)
     target = Path(path).resolve()
     if not target.parent.is_dir():
         raise FileNotFoundError(
@@ -55,18 +62,21 @@ def write_conversation(path: AnyPath, state: SessionState, options: SessionOptio
     _write_whole(target, data)
 
 
-def read_conversation(path: AnyPath) -> tuple[SessionState, SessionOptions]:
+def read_conversation(
+    path: AnyPath, codecs: ValueCodecs = REGISTERED
+) -> tuple[SessionState, SessionOptions]:
     """Return the conversation and the options that a file holds.
 
     Args:
         path: A file that `write_conversation` wrote, or the published dspy-session 0.1.
+        codecs: Reads values of types beyond plain data.
 
     Raises:
         FormatError: The file is corrupt, truncated, from the future or of another kind.
         OSError: The file cannot be read.
     """
     try:
-        return codec.decode(Path(path).read_bytes())
+        return codec.decode(Path(path).read_bytes(), codecs=codecs)
     except FormatError as error:
         raise FormatError(f"Cannot load {os.fspath(path)!r}. {error}") from error
 

@@ -1,74 +1,46 @@
 """The everyday face: a `dspy.Module` that holds a conversation with the program inside it.
 
-A session is a `Conversation` (state and moves) and a `Branch` (the program); here they meet: a call
-runs the program on the state, and publishes the next state last. A turn is recorded around
-`__call__`, not inside `forward`, because optimizers replace `forward`. Nothing is locked while an
-LM is called, unless the session was made with a lock.
+A session is a `Conversation` (state and moves) and a `Branch` (the program); `Calls` runs turns.
+Here is the rest: how a session is made, set up, forked, saved and loaded.
 """
 
 from __future__ import annotations
 
 import contextlib
 import inspect
-import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Self
 
 import dspy
 import msgspec
 
 from dspy_session import codec
 from dspy_session.branch import Branch
+from dspy_session.calls import Calls
 from dspy_session.conversation import Conversation
 from dspy_session.core.options import CopyMode, Lock, SessionOptions, make_options
-from dspy_session.core.state import SessionState, rewind, start, truncate, with_id
-from dspy_session.core.step import commit
+from dspy_session.core.state import SessionState, start, with_id
+from dspy_session.core.transitions import rewind, truncate
 from dspy_session.core.turn import Turn
-from dspy_session.errors import CallError, HistoryError, LockError, OptionError
+from dspy_session.errors import CallError, HistoryError, OptionError
 from dspy_session.files import AnyPath, read_conversation, write_conversation
 from dspy_session.locks import Locks
 from dspy_session.program import run as program_run
 from dspy_session.program.anatomy import check_module, copy_program, holds_learned_state
-from dspy_session.program.frame import Frame, frame_of
+from dspy_session.program.evaluating import evaluating
 from dspy_session.program.slot import history_slot, refuse_conflicts
+from dspy_session.program.types import program_codecs
 
 __all__ = ["OnTurn", "Session", "sessionify"]
-
-logger = logging.getLogger("dspy_session")
 
 OnTurn = Callable[["Session", Turn], Any]
 """Called with the session and the new turn after a turn was recorded, outside any lock."""
 
 
-class Session(Conversation, Branch):
-    """A DSPy program in a conversation; make one with `sessionify(program, ...)`.
-
-    Call it as you call the program. See `SessionOptions` for the keywords; beside those:
-
-    Args:
-        module: Any DSPy program; it is not changed.
-        initial_history: A `dspy.History` that the model sees before the first turn. It is not
-            counted among the turns and survives `reset()`.
-        on_turn: Called as `on_turn(session, turn)` after each recorded turn. An error in it is
-            logged and never breaks the call. Forks share it.
-        **options: The fields of `SessionOptions`, and `input_field_override`, an alias.
-
-    Raises:
-        ModuleTypeError: `module` is not a `dspy.Module`.
-        OptionError: An option is unknown or has a wrong value.
-        HistoryError: The program cannot take a history under `history_field`.
-
-    Example:
-        >>> from dspy_session.testing import scripted_lm
-        >>> dspy.configure(lm=scripted_lm(lambda prompt: {"answer": f"{len(prompt)} messages"}))
-        >>> session = Session(dspy.Predict("question -> answer"))
-        >>> session(question="Hi").answer, session(question="And now?").answer
-        ('2 messages', '4 messages')
-        >>> session
-        Session(Predict, turns=2, history_field='history')
-    """
+class _Session(Calls):
+    """All that a session is; `Session` is short, for optimizers paste its source into prompts."""
 
     def __init__(
         self,
@@ -87,10 +59,11 @@ class Session(Conversation, Branch):
         state = start(_seed_messages(initial_history), id=program_run.new_id())
         Branch.__init__(self, copy_program(module, chosen.copy_mode))
         Conversation.__init__(self, state, settled)
-        self._chosen, self._on_turn = chosen, on_turn
+        self._chosen, self._on_turn, self._attempts = chosen, on_turn, ()
+        self._records = True if evaluating() else None  # made in a trial, it is that trial's own
 
     @classmethod
-    def from_state(cls, state: SessionState, module: dspy.Module, **keywords: Any) -> Session:
+    def from_state(cls, state: SessionState, module: dspy.Module, **keywords: Any) -> Self:
         """Return a session that goes on from a state.
 
         Args:
@@ -117,108 +90,6 @@ class Session(Conversation, Branch):
         state = truncate(state, session._options.max_stored_turns)
         session._state = state if state.id is not None else with_id(state, session._state.id)
         return session
-
-    # --- calling ----------------------------------------------------------------------------------
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run one turn and return what the program returned.
-
-        Args:
-            *args: None; inputs are given by keyword.
-            **kwargs: The program's inputs; `history=` a `dspy.History`, see `history_policy`;
-                `lm=` an LM and `config=` LM settings for this turn, unless the program has inputs
-                of these names.
-
-        Raises:
-            CallError: Positional arguments, or a `history=` that is none.
-            LockError: The session is running this turn already, or needs `acall`.
-            Exception: Whatever the program raises; the conversation is as it was.
-        """
-        self._check_call(args, Lock.THREAD)
-        with self._locks.turn(self._options.lock):
-            turn, returned = self._record(program_run.drive(self._flow(kwargs), super().__call__))
-        self._announce(turn)
-        return returned
-
-    async def acall(self, *args: Any, **kwargs: Any) -> Any:
-        """Run one turn in async code; as calling the session, awaited.
-
-        Args:
-            *args: None; inputs are given by keyword.
-            **kwargs: As for calling the session.
-
-        Raises:
-            CallError: As for calling the session.
-            LockError: As for calling the session, or its lock is for threads.
-            Exception: Whatever the program raises; the conversation is as it was.
-        """
-        self._check_call(args, Lock.ASYNC)
-        async with self._locks.async_turn(self._options.lock):
-            outcome = await program_run.adrive(self._flow(kwargs), super().acall)
-            turn, returned = self._record(outcome)
-        self._announce(turn)
-        return returned
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run one turn; the same as calling the session.
-
-        Args:
-            *args: None, as for calling the session.
-            **kwargs: As for calling the session.
-        """
-        frame = frame_of(self)
-        if frame is None:
-            return self(*args, **kwargs)
-        with _entered(frame):
-            return frame.program(**kwargs)
-
-    async def aforward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run one turn in async code; the same as `acall`.
-
-        Args:
-            *args: None, as for calling the session.
-            **kwargs: As for calling the session.
-        """
-        frame = frame_of(self)
-        if frame is None:
-            return await self.acall(*args, **kwargs)
-        with _entered(frame):
-            return await program_run.async_call(frame.program)(**kwargs)
-
-    def _flow(self, kwargs: dict[str, Any]) -> program_run.Flow:
-        inputs, settings = program_run.split_settings(self.module, kwargs)
-        return program_run.running(
-            self.module, self._state, inputs, self._options, owner=self, **settings
-        )
-
-    def _record(self, outcome: program_run.Outcome) -> tuple[Turn | None, Any]:
-        turn = self._move(
-            lambda state: commit(state, outcome.step, outcome.outputs, outcome.run, outcome.options)
-        )
-        return turn, outcome.returned
-
-    def _announce(self, turn: Turn | None) -> None:
-        if turn is None or self._on_turn is None:
-            return
-        try:
-            self._on_turn(self, turn)
-        except Exception:  # a hook is a user's code, and the turn is recorded already
-            logger.warning("on_turn failed for turn %d", turn.index, exc_info=True)
-
-    def _check_call(self, args: tuple[Any, ...], lock: Lock) -> None:
-        if args:
-            raise CallError(
-                "A session takes its inputs by keyword, for example session(question=...); "
-                f"{len(args)} positional argument(s) came."
-            )
-        if frame_of(self) is not None:
-            raise LockError(_INSIDE_HINT)
-        if self._options.lock not in (Lock.NONE, lock):
-            way = "await session.acall(...)" if lock is Lock.THREAD else "session(...)"
-            raise LockError(
-                f"This session has lock={self._options.lock.value!r}: call it as {way}, or make it "
-                f"with lock={lock.value!r}."
-            )
 
     # --- how it behaves ---------------------------------------------------------------------------
 
@@ -255,14 +126,15 @@ class Session(Conversation, Branch):
         super().__setattr__(name, value)
 
     def __repr__(self) -> str:
+        frozen = ", frozen" if self._records is False else ""
         return (
-            f"Session({type(self.module).__name__}, turns={len(self._state)}, "
-            f"history_field={self._options.history_field!r})"
+            f"Session({type(self.module).__name__}, turns={len(self)}, "
+            f"history_field={self._options.history_field!r}{frozen})"
         )
 
     # --- branching --------------------------------------------------------------------------------
 
-    def fork(self, at: int | None = None) -> Session:
+    def fork(self, at: int | None = None) -> Self:
         """Return a session that goes its own way from here, or from an earlier turn.
 
         It shares the program and everything recorded so far, and costs the same at any length.
@@ -273,32 +145,69 @@ class Session(Conversation, Branch):
         Raises:
             TurnIndexError: There is no such turn.
         """
-        state = self._state
+        state = self.state
         if at is not None and at != state.stop:
             state = rewind(state, at, redoable=False)
-        return self._twin(with_id(state, program_run.new_id()))
+        twin = self._twin(with_id(state, program_run.new_id()))
+        twin._records = True if evaluating() else None
+        return twin
 
-    def _twin(self, state: SessionState) -> Session:
+    def frozen(self) -> Self:
+        """Return this session as a stateless program: it answers from here, and records nothing.
+
+        It shares the program, goes where programs go (into evaluators, optimizers, servers), and
+        stays where it is while this session goes on. Its `fork()` is a live session again.
+
+        Example:
+            >>> from dspy_session.testing import scripted_lm
+            >>> session = sessionify(dspy.Predict("question -> answer"))
+            >>> with dspy.context(lm=scripted_lm()):
+            ...     frozen = session.frozen()
+            ...     prediction = frozen(question="Hi")
+            >>> len(frozen)
+            0
+        """
+        twin = self._twin(with_id(self.state, program_run.new_id()))
+        twin._records = False
+        return twin
+
+    def batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Run examples side by side, as DSPy does; each is answered from here, none is recorded.
+
+        Args:
+            *args: As for `dspy.Module.batch`.
+            **kwargs: As for `dspy.Module.batch`.
+
+        Raises:
+            LockError: The session is running a turn, from which this is called.
+        """
+        self._checked_lock((), Lock.NONE, trial=True)
+        return dspy.Module.batch(self.frozen(), *args, **kwargs)
+
+    def _twin(self, state: SessionState) -> Self:
         """A session like this one over the same program, in another state."""
         twin = self._share()
-        twin._state, twin._locks = state, Locks()
+        twin._state, twin._locks, twin._attempts = state, Locks(), ()
         return twin
 
     def update_module(self, module: dspy.Module) -> None:
         """Go on with another program; the conversation stays. Other branches keep theirs.
 
         Args:
-            module: The new program; `copy_mode` says what is done with it.
+            module: The new program, or the session that an optimizer compiled; `copy_mode` says
+                what is done with it.
 
         Raises:
             ModuleTypeError: It is not a `dspy.Module`.
             HistoryError: It cannot take a history under this session's `history_field`.
         """
         check_module(module)
+        replaced = None
         if isinstance(module, Session):
-            raise CallError("update_module takes a program; pass session.module.")
+            module, replaced = module.module, vars(module).get("forward")
         options = _settled(module, self._chosen)
         self._set_program(copy_program(module, options.copy_mode))
+        self._set_forward(replaced)
         self._options = options
 
     # --- saving -----------------------------------------------------------------------------------
@@ -309,7 +218,7 @@ class Session(Conversation, Branch):
         Raises:
             ValueCodecError: A field holds a value of a type without written form.
         """
-        return codec.to_wire(self._state, self._options)
+        return codec.to_wire(self.state, self._options, program_codecs(self.module))
 
     def save(
         self,
@@ -336,7 +245,7 @@ class Session(Conversation, Branch):
             with _without_conversations():
                 super().save(path, save_program=True, modules_to_serialize=modules_to_serialize)
             return
-        write_conversation(path, self._state, self._options)
+        write_conversation(path, self.state, self._options, program_codecs(self.module))
         if holds_learned_state(self.module):
             warnings.warn(
                 "session.save() writes the conversation only; this program also holds learned "
@@ -348,7 +257,7 @@ class Session(Conversation, Branch):
     @classmethod
     def load_from(
         cls, source: AnyPath | Mapping[str, Any], module: dspy.Module, **keywords: Any
-    ) -> Session:
+    ) -> Self:
         """Return a session that goes on with a saved conversation.
 
         Args:
@@ -358,15 +267,16 @@ class Session(Conversation, Branch):
             **keywords: As in `Session(...)`; they beat what the file says.
 
         Raises:
-            FormatError: The source is corrupt, truncated, from the future or of another kind.
+            FormatError: The source is corrupt, truncated, from the future or of another kind, or
+                holds a value of a type that the program does not know.
             ModuleTypeError: `module` is not a `dspy.Module`.
             OSError: The file cannot be read.
         """
-        check_module(module)
+        codecs = program_codecs(check_module(module))
         if isinstance(source, Mapping):
-            state, saved = codec.from_wire(source)
+            state, saved = codec.from_wire(source, codecs)
         else:
-            state, saved = read_conversation(source)
+            state, saved = read_conversation(source, codecs)
         chosen = dict(keywords)
         if "input_field_override" in chosen and "history_input_fields" not in chosen:
             chosen["history_input_fields"] = chosen.pop("input_field_override")
@@ -378,6 +288,7 @@ class Session(Conversation, Branch):
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
         state.pop("_locks")
+        state["_attempts"] = ()
         if _bare.get():
             state.update(_state=SessionState(), _on_turn=None)
         return state
@@ -388,17 +299,40 @@ class Session(Conversation, Branch):
         if self._state.id is None:  # a saved program: every load begins a conversation of its own
             self._state = with_id(self._state, program_run.new_id())
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Session:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A session on a deep copy of the program, from the same conversation on."""
-        twin = memo[id(self)] = self._twin(self._state)
+        twin = memo[id(self)] = self._twin(self.state)
         twin._set_program(copy_program(self.module, CopyMode.DEEP))
         return twin
 
 
-_INSIDE_HINT = (
-    "This session was called inside its own turn. Its program may call other sessions or "
-    "session.fork(), but not the session that is waiting for it."
-)
+class Session(_Session):
+    """A DSPy program in a conversation; make one with `sessionify(program, ...)`.
+
+    Call it as you call the program. See `SessionOptions` for the keywords; beside those:
+
+    Args:
+        module: Any DSPy program; it is not changed.
+        initial_history: A `dspy.History` that the model sees before the first turn. It is not
+            counted among the turns and survives `reset()`.
+        on_turn: Called as `on_turn(session, turn)` after each recorded turn. An error in it is
+            logged and never breaks the call. Forks share it.
+        **options: The fields of `SessionOptions`, and `input_field_override`, an alias.
+
+    Raises:
+        ModuleTypeError: `module` is not a `dspy.Module`.
+        OptionError: An option is unknown or has a wrong value.
+        HistoryError: The program cannot take a history under `history_field`.
+
+    Example:
+        >>> from dspy_session.testing import scripted_lm
+        >>> dspy.configure(lm=scripted_lm(lambda prompt: {"answer": f"{len(prompt)} messages"}))
+        >>> session = Session(dspy.Predict("question -> answer"))
+        >>> session(question="Hi").answer, session(question="And now?").answer
+        ('2 messages', '4 messages')
+        >>> session
+        Session(Predict, turns=2, history_field='history')
+    """
 
 
 def sessionify(
@@ -443,18 +377,6 @@ def _without_conversations() -> Iterator[None]:
         yield
     finally:
         _bare.reset(token)
-
-
-@contextlib.contextmanager
-def _entered(frame: Frame) -> Iterator[None]:
-    """Run a session's program in its turn, in which its program must not ask for it again."""
-    if frame.draft.entered:
-        raise LockError(_INSIDE_HINT)
-    frame.draft.entered = True
-    try:
-        yield
-    finally:
-        frame.draft.entered = False
 
 
 def _check_hook(on_turn: Any) -> None:

@@ -30,6 +30,7 @@ LAYERS = (
     "locks",  # 5
     "conversation",
     "branch",
+    "calls",
     "session",
     "manager",
     ROOT,  # what sits on top of a session may use the public names; nothing below may
@@ -40,7 +41,7 @@ LAYERS = (
 )
 """Lowest first, with the design's level numbers; within a level, the later uses the earlier."""
 
-KNOWS_DSPY = set("program conversation branch session testing integrations demo cli".split())
+KNOWS_DSPY = set("program conversation branch calls session testing integrations demo cli".split())
 
 CORE_STDLIB = set(
     "__future__ abc base64 bisect collections copy copyreg dataclasses datetime decimal difflib "

@@ -19,16 +19,22 @@ from hypothesis import strategies as st
 
 from dspy_session import codec
 from dspy_session.core import (
+    Exchange,
     Run,
     SessionOptions,
     SessionState,
+    Turn,
+    View,
     annotate,
     commit,
     prepare,
+    redo,
     replace_turn,
+    rewind,
     start,
     undo,
 )
+from dspy_session.core.flat import pack
 from dspy_session.errors import FormatError, OptionError, ValueCodecError
 from tests.house import PROJECT
 
@@ -69,15 +75,56 @@ OPTIONS = SessionOptions(
 )
 
 
+def ask(
+    state: SessionState, question: Any, *, at: int | None = None, **nested: SessionState
+) -> SessionState:
+    """One more turn with run details, or with `at` another answer to one."""
+    options = SessionOptions(show_details=True)
+    step = prepare(state, {"question": question}, options, at=at)
+    run, detail = Run(id=f"id-{question}"), {"trajectory": [question]}
+    return commit(state, step, {"answer": question}, run, options, detail, nested=nested)[1]
+
+
+def family() -> SessionState:
+    """States that belong to a state: other answers, sessions in the program, and theirs in turn."""
+    worker = annotate(ask(say(start([{"note": "w"}], id="w"), ("w0", 0)), "w1"), {0: (0.5, None)})
+    state = ask(SessionState(id="outer"), "one", worker=worker, judge=SessionState(id="j"))
+    inner = ask(ask(SessionState(id="v"), "v0"), "v1", at=0)
+    worker = undo(ask(worker, "w2", within=inner))[1]
+    state = ask(ask(state, "two", worker=ask(worker, "w3")), "three")
+    state = ask(state, "two again", at=1, worker=annotate(worker, {1: (1.0, "good")}))
+    return undo(ask(ask(state, "two and again", at=1), "one again", at=0))[1]
+
+
 def document() -> dict[str, Any]:
     """The wire form of `conversation()`, freshly made."""
     return codec.to_wire(conversation(), WHOLE)
 
 
+def large_document() -> dict[str, Any]:
+    """The wire form of `family()`, freshly made."""
+    return codec.to_wire(family(), WHOLE)
+
+
+def parts_of(state: SessionState) -> Any:
+    return [
+        *(state.id, state.first, len(state)),
+        [exchange.outputs for exchange in state.seed],
+        [parts_of_turn(turn) for turn in (*state.turns, *state.undone)],
+        [(path, parts_of(inner)) for path, inner in state.before.nested.items()],
+        [parts_of(path) for path in state.ahead],
+    ]
+
+
+def parts_of_turn(turn: Turn) -> Any:
+    seen = [exchange.told(turn.window.view) for exchange in turn.window]
+    nested = [(path, parts_of(inner)) for path, inner in turn.nested.items()]
+    fields = turn.inputs, turn.outputs, turn.details, turn.window.messages(), seen
+    return [turn.index, turn.id, turn.score, fields, nested]
+
+
 def pictured(state: SessionState) -> str:
-    turns = (*state.turns, *state.undone)
-    parts = [[t.index, t.id, t.inputs, t.outputs, t.window.messages(), t.score] for t in turns]
-    return ascii([state.id, len(state), parts, [e.outputs for e in state.seed]])
+    return ascii(parts_of(state))
 
 
 def assert_refused(data: Any, *words: str) -> None:
@@ -91,6 +138,62 @@ def assert_refused(data: Any, *words: str) -> None:
 
 
 # There and back
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_D21_other_answers_and_nested_sessions_come_back(format: Any) -> None:
+    state = family()
+    loaded, _ = codec.decode(codec.encode(state, WHOLE, format), format)
+    assert loaded == state
+    assert pictured(loaded) == pictured(state)
+    assert codec.encode(loaded, WHOLE, format) == codec.encode(state, WHOLE, format)
+    back, again = redo(redo(loaded)[1], 2)
+    assert [turn.id for turn in back] == ["id-one", "id-two and again"]
+    assert [turn.id for turn in again.alternatives] == ["id-two again", "id-two", "id-one again"]
+    worker = loaded.ahead[1].nested["worker"]
+    assert [turn.score for turn in worker] == [0.5, 1.0]
+    assert worker.undone[0].nested["within"].alternatives[0].id == "id-v0"
+    assert worker.turns[0] is loaded.ahead[2].turns[2].nested["worker"].turns[0]  # shared again
+
+
+def test_A5_run_details_come_back_and_are_told_not_shown() -> None:
+    state = ask(ask(SessionState(), "one"), "two")
+    for format in FORMATS:
+        loaded, _ = codec.decode(codec.encode(state, WHOLE, format), format)
+        assert [turn.details for turn in loaded] == [
+            {"trajectory": ["one"]},
+            {"trajectory": ["two"]},
+        ]
+        window = loaded.turns[1].window
+        assert window.view == View(details=True)
+        ((seen,), shown) = window, {"question": "one", "answer": "one"}
+        assert window.messages() == [seen.shown(window.view)] == [shown]
+        assert seen.told(window.view) == {**shown, "trajectory": ["one"]}
+        assert seen.told(View()) == shown
+        assert seen.told(View(exclude=frozenset({"trajectory"}), details=True)) == shown
+    both = Exchange({"q": 1}, {"a": 2}, {"a": 3, "t": 4})
+    assert both.told(View(details=True)) == {"q": 1, "a": 2, "t": 4}
+    other = ask(SessionState(), "one")
+    step = prepare(SessionState(), {"question": "one"}, SessionOptions(show_details=True))
+    for details, same in (
+        ({"trajectory": ["one"]}, True),
+        ({"trajectory": []}, False),
+        (None, False),
+    ):
+        answer, run = {"answer": "one"}, Run(id="id-one")
+        _, again = commit(SessionState(), step, answer, run, WHOLE, details)
+        assert (again == other) is same
+    assert "details" not in codec.to_wire(conversation(), WHOLE)["conversation"]["turns"][0]
+
+
+def test_what_is_in_two_turns_is_written_once() -> None:
+    turns = large_document()["conversation"]["turns"]
+    (noted,) = [turn for turn in turns if "exchange" in turn]
+    assert (noted["score"], noted.get("inputs")) == (1.0, None)
+    assert sum(turn.get("inputs") == {"question": "w1"} for turn in turns) == 1
+    state = conversation()
+    assert set(document()["conversation"]["states"][-1]) == {"path", "id", "undone"}
+    assert len(pack(state).states) == 1
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -169,6 +272,10 @@ class Booking(pydantic.BaseModel):
         (
             lambda v: replace_turn(say(SessionState(), ("a", v), ("b", 1)), 0, {}, id="")[1],
             "a replaced or undone turn: output 'answer'",
+        ),
+        (
+            lambda v: ask(SessionState(), "a", inner=say(SessionState(), ("b", v))),
+            "turn 0 of a nested session or of another answer: output 'answer'",
         ),
     ],
 )
@@ -433,10 +540,11 @@ def test_only_known_formats() -> None:
 def test_a_truncated_file_is_refused_wherever_it_ends(format: Any) -> None:
     for data in (
         codec.encode(conversation(), OPTIONS, format),
+        codec.encode(family(), OPTIONS, format),
         *([json.dumps(FORMAT_2).encode()] if format == "json" else []),
     ):
         codec.decode(data, format)
-        for end in range(0, len(data), 3):
+        for end in range(0, len(data), 7):
             with pytest.raises(FormatError):
                 codec.decode(data[:end], format)
         with pytest.raises(FormatError):
@@ -445,9 +553,11 @@ def test_a_truncated_file_is_refused_wherever_it_ends(format: Any) -> None:
             codec.decode(data + b"\x01", format)
 
 
-WRITTEN: dict[Any, bytes] = {
-    format: codec.encode(conversation(), OPTIONS, format) for format in FORMATS
-}
+WRITTEN: list[tuple[Any, bytes]] = [
+    (format, codec.encode(state, OPTIONS, format))
+    for format in FORMATS
+    for state in (conversation(), family())
+]
 
 
 def read_or_refused(data: bytes, format: Any) -> None:
@@ -462,20 +572,20 @@ def read_or_refused(data: bytes, format: Any) -> None:
 
 @settings(max_examples=500, deadline=None)
 @given(
-    format=st.sampled_from(FORMATS),
+    written=st.sampled_from(WRITTEN),
     flips=st.lists(st.tuples(st.integers(0), st.integers(0, 7)), min_size=1, max_size=4),
 )
-def test_flipped_bits_are_read_or_refused(format: Any, flips: list[tuple[int, int]]) -> None:
-    data = bytearray(WRITTEN[format])
+def test_flipped_bits_are_read_or_refused(written: Any, flips: list[tuple[int, int]]) -> None:
+    format, data = written[0], bytearray(written[1])
     for byte, bit in flips:
         data[byte % len(data)] ^= 1 << bit
     read_or_refused(bytes(data), format)
 
 
 @settings(max_examples=200, deadline=None)
-@given(format=st.sampled_from(FORMATS), start=st.integers(0), junk=st.binary(max_size=20))
-def test_junk_is_read_or_refused(format: Any, start: int, junk: bytes) -> None:
-    data = bytearray(WRITTEN[format])
+@given(written=st.sampled_from(WRITTEN), start=st.integers(0), junk=st.binary(max_size=20))
+def test_junk_is_read_or_refused(written: Any, start: int, junk: bytes) -> None:
+    format, data = written[0], bytearray(written[1])
     data[start % len(data) : start % len(data) + len(junk)] = junk
     read_or_refused(bytes(data), format)
 
@@ -497,19 +607,17 @@ def with_part(data: Any, path: tuple[Any, ...], part: Any) -> Any:
     return data
 
 
-PLACES = [path for path in places(document()) if path]
+DOCUMENTS = [document(), large_document()]
+PLACES = [[path for path in places(data) if path] for data in DOCUMENTS]
 PARTS = [None, True, -1, 0, 1, 3, 7, 10**12, 10**30, 0.5, "", "text", [], [0], {}, {"a": 1}]
 
 
 @settings(max_examples=1000, deadline=None)
-@given(
-    changes=st.lists(
-        st.tuples(st.sampled_from(PLACES), st.sampled_from(PARTS)), min_size=1, max_size=2
-    )
-)
-def test_any_part_may_be_wrong(changes: list[tuple[tuple[Any, ...], Any]]) -> None:
-    data = document()
-    for path, part in changes:
+@given(data=st.data(), which=st.sampled_from([0, 1, 1]), count=st.integers(1, 2))
+def test_any_part_may_be_wrong(data: Any, which: int, count: int) -> None:
+    changes = st.tuples(st.sampled_from(PLACES[which]), st.sampled_from(PARTS))
+    drawn, data = [data.draw(changes) for _ in range(count)], DOCUMENTS[which]
+    for path, part in drawn:
         try:
             data = with_part(data, path, part)
         except (LookupError, TypeError):  # the first change took the place away
@@ -519,25 +627,40 @@ def test_any_part_may_be_wrong(changes: list[tuple[tuple[Any, ...], Any]]) -> No
     except FormatError as refused:
         assert str(refused)  # noqa: PT017
     else:
-        pictured(state)
-        assert pictured(codec.decode(codec.encode(state, options))[0]) == pictured(state)
+        for found in (state, redo(undo(state)[1], 9)[1], redo(state, 9)[1]):
+            assert len(found.alternatives) <= len(found.ahead)
+            assert pictured(codec.decode(codec.encode(found, options))[0]) == pictured(found)
 
 
 TURNS = ("conversation", "turns")
 PATHS = ("conversation", "paths")
+STATE = ("conversation", "states", 0)
 DAMAGE: list[tuple[tuple[Any, ...], Any]] = [
     (("options",), None),
     (("options", "max_turns"), -1),
     (("options", "colour"), "blue"),
     (("options", "lock"), "double"),
     (("conversation",), []),
-    (("conversation", "id"), 5),
-    (("conversation", "first"), -1),
-    (("conversation", "first"), 1),
-    (("conversation", "first"), "0"),
-    (("conversation", "undone"), -1),
-    (("conversation", "undone"), 6),
-    (("conversation", "undone"), True),
+    (("conversation", "states"), []),
+    ((*STATE, "id"), 5),
+    ((*STATE, "undone"), -1),
+    ((*STATE, "undone"), 6),
+    ((*STATE, "undone"), True),
+    ((*STATE, "seed"), -1),
+    ((*STATE, "seed"), 1),
+    ((*STATE, "before"), 0),
+    ((*STATE, "ahead"), [0]),
+    ((*STATE, "ahead"), [-1]),
+    ((*STATE, "path"), [None, 0, 5]),
+    ((*STATE, "path"), [0, 0, 5, [[0, 0, 5]]]),
+    ((*STATE, "path"), [-1, 0, 5, [[0, 0, 5]]]),
+    ((*STATE, "path"), [None, -1, 5, [[0, 0, 5]]]),
+    ((*STATE, "path"), [None, 1, 6, [[1, 0, 5]]]),
+    ((*STATE, "path"), [None, 0, 4, [[0, 0, 4]]]),
+    ((*STATE, "path"), [None, 0, 6, [[0, 0, 5]]]),
+    ((*STATE, "path"), [None, 0, 5, [[0, 0, 6]]]),
+    ((*STATE, "path"), [None, 0, 5, [[0, 1, 4], [4, 0, 1]]]),
+    ((*STATE, "path"), [None, 10**12, 10**12, []]),
     (("conversation", "seeds"), []),
     (("conversation", "views"), []),
     (("conversation", "views", 0, "exclude"), [1]),
@@ -546,6 +669,10 @@ DAMAGE: list[tuple[tuple[Any, ...], Any]] = [
     ((*TURNS, 1, "index"), 5),
     ((*TURNS, 1, "index"), -1),
     ((*TURNS, 1, "index"), 1.0),
+    ((*TURNS, 0, "exchange"), 9),
+    ((*TURNS, 0, "exchange"), -1),
+    ((*TURNS, 0, "beside"), 0),
+    ((*TURNS, 0, "beside"), -1),
     ((*TURNS, 0, "inputs"), ["question"]),
     ((*TURNS, 0, "outputs"), None),
     ((*TURNS, 0, "score"), "good"),
@@ -573,19 +700,24 @@ DAMAGE: list[tuple[tuple[Any, ...], Any]] = [
     ((*TURNS, 2, "saw"), [0, 0, 1, 0, -1]),
     ((*TURNS, 2, "saw"), [0, 0, 1, 0, 9]),
     ((*PATHS,), []),
-    ((*PATHS,), [[0, 1]]),
-    ((*PATHS, 0), [0, 0, []]),
-    ((*PATHS, 0), [1, 0, []]),
-    ((*PATHS, 0), [-1, 2, [[-1, 0, 3]]]),
-    ((*PATHS, 0), [0, 2, []]),
-    ((*PATHS, 0), [0, 2, [[0, 0, 1]]]),
-    ((*PATHS, 0), [0, 2, [[0, 0, 3]]]),
-    ((*PATHS, 0), [0, 2, [[0, 0, -2]]]),
-    ((*PATHS, 0), [0, 2, [[0, 0, 0], [0, 0, 2]]]),
-    ((*PATHS, 0), [0, 2, [[0, -1, 2]]]),
-    ((*PATHS, 0), [0, 2, [[0, 99, 2]]]),
-    ((*PATHS, 0), [0, 2, [[-1, 0, 2]]]),
-    ((*PATHS, 0), [0, 2, [["0", 0, 2]]]),
+    ((*PATHS,), [[None, 0, 1]]),
+    ((*PATHS, 0), [0, 0, 2, [[0, 0, 2]]]),
+    ((*PATHS, 0), [-1, 0, 2, [[0, 0, 2]]]),
+    ((*PATHS, 0), ["0", 0, 2, [[0, 0, 2]]]),
+    ((*PATHS, 0), [None, 0, 0, []]),
+    ((*PATHS, 0), [None, 1, 0, []]),
+    ((*PATHS, 0), [None, -1, 2, [[-1, 0, 3]]]),
+    ((*PATHS, 0), [None, 0, 2, []]),
+    ((*PATHS, 0), [None, 0, 2, [[0, 0, 1]]]),
+    ((*PATHS, 0), [None, 0, 2, [[0, 0, 3]]]),
+    ((*PATHS, 0), [None, 0, 2, [[0, 0, -2]]]),
+    ((*PATHS, 0), [None, 0, 2, [[0, 0, 0], [0, 0, 2]]]),
+    ((*PATHS, 0), [None, 0, 2, [[0, -1, 2]]]),
+    ((*PATHS, 0), [None, 0, 2, [[0, 99, 2]]]),
+    ((*PATHS, 0), [None, 0, 2, [[-1, 0, 2]]]),
+    ((*PATHS, 0), [None, 0, 2, [["0", 0, 2]]]),
+    ((*PATHS, 1), [9, 0, 4, []]),
+    ((*PATHS, 1), [0, 2, 4, [[2, 0, 2]]]),
 ]
 
 
@@ -594,6 +726,41 @@ def test_damage_is_refused(path: tuple[Any, ...], part: Any) -> None:
     assert_refused(
         with_part(document(), path, part), "of version 3", "damaged", "nothing was loaded"
     )
+
+
+LAST = len(DOCUMENTS[1]["conversation"]["states"]) - 1
+FAMILY_DAMAGE: list[tuple[tuple[Any, ...], Any]] = [
+    (("besides",), []),
+    (("besides", 0, "nested"), {"worker": -1}),
+    (("besides", 0, "nested"), {"worker": LAST}),  # the state that it stands beside
+    (("besides", 0, "nested"), {"worker": LAST + 1}),
+    (("besides", 0, "nested"), {"worker": None}),
+    (("besides", 0), None),
+    (("states", LAST, "ahead"), [LAST]),
+    (("states", LAST, "ahead"), [-1]),
+    (("states", LAST, "ahead", 0), 99),
+    (("states", LAST, "path", 0), LAST),
+    (("states", 0, "path", 0), 1),  # one that comes later
+    (("states", 0, "path", 0), LAST),
+    (("states", LAST - 1, "ahead"), [0]),  # a path ahead has none itself
+    (("states", LAST), None),
+    (("turns", 0, "beside"), 99),
+    (("turns", 5, "index"), 9),
+]
+
+
+@pytest.mark.parametrize(("path", "part"), FAMILY_DAMAGE, ids=str)
+def test_D21_damage_among_nested_states_is_refused(path: tuple[Any, ...], part: Any) -> None:
+    assert_refused(with_part(large_document(), ("conversation", *path), part), "damaged")
+
+
+def test_a_path_ahead_has_the_same_beginning() -> None:
+    data = document()
+    short = {"path": [None, 1, 5, [[1, 1, 4]]]}
+    data["conversation"]["states"].insert(0, short)
+    assert pictured(codec.from_wire(data)[0]) == pictured(conversation())
+    for key, value in (("ahead", [0]), ("path", [0, 0, 5, [[0, 0, 1]]])):
+        assert_refused(with_part(data, ("conversation", "states", 1, key), value), "begin")
 
 
 def without_part(data: Any, path: tuple[Any, ...]) -> Any:
@@ -611,13 +778,15 @@ def without_part(data: Any, path: tuple[Any, ...]) -> Any:
         ("kind",),
         ("options",),
         ("conversation",),
-        *[("conversation", name) for name in ("turns", "seeds", "views", "paths")],
+        *[("conversation", name) for name in ("turns", "seeds", "views", "paths", "states")],
         *[(*TURNS, 0, name) for name in ("index", "inputs", "outputs", "saw", "run")],
         ("conversation", "seeds", 0, 0, "outputs"),
         ("conversation", "others", 0, "outputs"),
         ("conversation", "others"),  # a path shows them
         (*TURNS, 1),
         (*PATHS, 0),
+        (*STATE, "path"),
+        STATE,
     ],
     ids=str,
 )
@@ -654,21 +823,49 @@ def hostile(paths: Any, exchanges: int = 0) -> bytes:
     return msgspec.json.encode(data)
 
 
+def nesting(depth: int, base: bool = False) -> bytes:
+    """States in the turns of states, ever deeper."""
+    data = codec.to_wire(say(SessionState(), ("a", 1)), WHOLE)
+    conversation, turn = data["conversation"], data["conversation"]["turns"][0]
+    for number in range(depth):
+        conversation["besides"].append({"nested": {"inner": number}})
+        conversation["turns"].append({**turn, "exchange": 0, "beside": number})
+        path = [number if base else None, 0, 1, [[0, number + 1, 1]]]
+        conversation["states"].append({"path": path})
+    return msgspec.json.encode(data)
+
+
+def many_states(count: int, path: Any) -> bytes:
+    data = codec.to_wire(say(SessionState(), *[("a", 1)] * 1000), WHOLE)
+    data["conversation"]["states"].extend({"path": path} for _ in range(count))
+    return msgspec.json.encode(data)
+
+
 @pytest.mark.parametrize(
     "data",
     [
-        hostile([[0, 10**12, [[0, 0, 10**12]]]]),
-        hostile([[0, 10**12, []]]),
-        hostile([[10**12, 10**12 + 1, [[10**12, 0, 1]]], [0, 10**12, []]]),
-        hostile([[10**12, 10**12 + 1, [[10**12, 0, 1]]], [0, 10**12, [[0, 0, 2]]]]),
-        hostile([[0, 2, [[0, 0, -(10**12)], [0, 0, 10**12]]]]),
-        hostile([[0, 2, [[0, 0, 2]] * 10_000]]),
-        hostile([[0, 2000, [[0, 0, 2000]]]] * 20_000, exchanges=2000),
-        hostile([[20_000 - n, 20_001, [[20_000 - n, 0, 1]]] for n in range(20_000)]),
+        hostile([[None, 0, 10**12, [[0, 0, 10**12]]]]),
+        hostile([[None, 0, 10**12, []]]),
+        hostile([[None, 10**12, 10**12 + 1, [[10**12, 0, 1]]], [0, 0, 10**12, []]]),
+        hostile([[None, 10**12, 10**12 + 1, [[10**12, 0, 1]]], [0, 0, 10**12, [[0, 0, 2]]]]),
+        hostile([[None, 0, 2, [[0, 0, -(10**12)], [0, 0, 10**12]]]]),
+        hostile([[None, 0, 2, [[0, 0, 2]] * 10_000]]),
+        hostile([[None, 0, 2000, [[0, 0, 2000]]]] * 20_000, exchanges=2000),
+        hostile(
+            [
+                [n - 1 if n else None, 20_000 - n, 20_001, [[20_000 - n, 0, 1]]]
+                for n in range(20_000)
+            ]
+        ),
+        nesting(5000),
+        nesting(5000, base=True),
+        many_states(3000, [None, 0, 1000, [[0, 0, 1000]]]),
+        many_states(3000, [None, 0, 10**12, []]),
+        many_states(3000, [0, 0, 10**12, []]),
         b'{"kind":"dspy-session","version":3,"conversation":' + b"[" * 500_000,
         b'{"version":2,"turns":[{"inputs":{"a":' + b"[" * 400 + b"]" * 400 + b"}}]}",
     ],
-    ids=range(10),
+    ids=range(15),
 )
 def test_a_hostile_file_costs_little_and_is_refused(data: bytes) -> None:
     tracemalloc.start()
@@ -680,6 +877,18 @@ def test_a_hostile_file_costs_little_and_is_refused(data: bytes) -> None:
     tracemalloc.stop()
     assert peak < 60 * 2**20
     assert spent < 10
+
+
+def test_D21_what_many_share_is_read_and_compared_once() -> None:
+    """Each state is in the next one twice: two to the thirtieth ways lead to the first."""
+    state = say(SessionState(), ("a", 1))
+    for number in range(30):
+        state = ask(SessionState(id=str(number)), number, left=state, right=state)
+    loaded, _ = codec.decode(codec.encode(state, WHOLE))
+    assert loaded == state
+    assert loaded != rewind(state, 0)
+    assert len(codec.encode(loaded, WHOLE, "msgpack")) < 10_000
+    assert pack(loaded) == pack(loaded)
 
 
 def test_deeply_nested_values_are_read_or_refused() -> None:

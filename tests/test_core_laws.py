@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import operator
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -27,6 +29,7 @@ from dspy_session.core import (
     prepare,
     redo,
     replace_turn,
+    reseed,
     reset,
     rewind,
     start,
@@ -36,6 +39,7 @@ from dspy_session.core import (
     with_id,
 )
 from dspy_session.core.flat import pack, unpack
+from dspy_session.core.turn import Beside
 from dspy_session.errors import CallError, HistoryError, OptionError, SessionError, TurnIndexError
 
 Fields = dict[str, Any]
@@ -49,10 +53,13 @@ class PlainTurn:
     index: int
     inputs: Fields
     outputs: Fields
+    details: Fields
     saw: list[Fields]
+    told: list[Fields]
     id: str
     score: float | None = None
     feedback: str | None = None
+    nested: dict[str, Plain] = field(default_factory=dict)
 
 
 @dataclass
@@ -64,11 +71,22 @@ class Plain:
     turns: list[PlainTurn] = field(default_factory=list)
     undone: list[PlainTurn] = field(default_factory=list)
     next: int = 0
+    before: dict[str, Plain] = field(default_factory=dict)
+    ahead: list[Plain] = field(default_factory=list)
 
     def copy(self) -> Plain:
         return copy.deepcopy(self)
 
-    def visible(self, options: SessionOptions) -> list[Fields]:
+    @property
+    def nested(self) -> dict[str, Plain]:
+        return self.turns[-1].nested if self.turns else self.before
+
+    def alone(self) -> Plain:
+        path = replace(self.copy(), id=None, ahead=[])
+        path.redo(len(path.undone))
+        return path
+
+    def visible(self, options: SessionOptions, told: bool = False) -> list[Fields]:
         shown = self.turns if options.max_turns is None else self.turns[::-1][: options.max_turns]
         if options.max_turns is not None:
             shown = shown[::-1]
@@ -76,7 +94,9 @@ class Plain:
         messages = list(self.seed)
         for turn in shown:
             inputs = {k: v for k, v in turn.inputs.items() if only is None or k in only}
-            messages.append({**inputs, **turn.outputs})
+            shown_fields = {**inputs, **turn.outputs}
+            more = turn.details if told and options.show_details else {}
+            messages.append(shown_fields | {k: v for k, v in more.items() if k not in shown_fields})
         return copy.deepcopy(
             [
                 {k: v for k, v in message.items() if k not in options.exclude_fields}
@@ -84,15 +104,23 @@ class Plain:
             ]
         )
 
-    def record(self, turn: PlainTurn, keep: int | None) -> None:
-        self.turns.append(replace(turn, index=self.next))
+    def record(self, turn: PlainTurn, keep: int | None, replaces: int | None = None) -> None:
+        if replaces in [old.index for old in self.turns]:
+            self.ahead.insert(0, self.alone())
+            self.undo(self.next - (replaces or 0))
+        else:
+            self.ahead = []
+        nested = {**self.nested, **turn.nested}
+        self.turns.append(copy.deepcopy(replace(turn, index=self.next, nested=nested)))
         self.undone = []
         self.next += 1
         self.truncate(keep)
 
     def truncate(self, keep: int | None) -> None:
         if keep is not None and len(self.turns) > keep:
-            self.turns, self.undone = self.turns[len(self.turns) - keep :], []
+            cut = len(self.turns) - keep
+            self.before = self.turns[cut - 1].nested
+            self.turns, self.undone, self.ahead = self.turns[cut:], [], []
 
     def undo(self, steps: int) -> list[PlainTurn]:
         gone = []
@@ -103,6 +131,15 @@ class Plain:
         return gone
 
     def redo(self, steps: int) -> list[PlainTurn]:
+        if steps and self.ahead and not self.undone:
+            to, mine = self.ahead.pop(0), self.alone()
+            path = [*to.turns, *to.undone]
+            common = 0
+            while path[common].id == mine.turns[common].id:
+                common += 1
+            self.turns, self.undone = path[:common], path[common:]
+            self.next, self.before = path[common].index, to.before
+            self.ahead.append(mine)
         back = []
         for _ in range(min(steps, len(self.undone))):
             back.append(self.undone.pop(0))
@@ -112,6 +149,22 @@ class Plain:
 
     def restart(self, seed: list[Fields]) -> None:
         self.seed, self.turns, self.undone, self.next = seed, [], [], 0
+        self.before, self.ahead = {}, []
+
+    def annotate(self, index: int, score: float, feedback: str | None) -> None:
+        (noted,) = [turn.id for turn in self.turns if turn.index == index]
+        for path in (self, *self.ahead):
+            for turn in (*path.turns, *path.undone):
+                if turn.id == noted:
+                    turn.score, turn.feedback = score, feedback
+
+    def replace_turn(self, index: int, outputs: Fields, id: str) -> None:
+        for position, turn in enumerate(self.turns):
+            if turn.index == index:
+                self.turns[position] = replace(
+                    turn, outputs=copy.deepcopy(outputs), id=id, score=None, feedback=None
+                )
+        self.undone, self.ahead = [], []
 
 
 # What both look like, down to types and key order
@@ -126,30 +179,37 @@ def ordered(value: Any) -> Any:
 
 
 def picture_of_turn(turn: Turn | PlainTurn) -> Any:
-    saw = turn.saw if isinstance(turn, PlainTurn) else turn.history_snapshot.messages
-    parts = turn.inputs, turn.outputs, saw
-    return turn.index, turn.id, turn.score, turn.feedback, *map(ordered, parts)
+    if isinstance(turn, PlainTurn):
+        saw, told = turn.saw, turn.told
+    else:
+        window = turn.window
+        saw = turn.history_snapshot.messages
+        told = [exchange.told(window.view) for exchange in window]
+    parts = turn.inputs, turn.outputs, turn.details, saw, told
+    nested = [(path, picture(state)) for path, state in turn.nested.items()]
+    return turn.index, turn.id, turn.score, turn.feedback, nested, *map(ordered, parts)
 
 
-def picture(state: SessionState) -> Any:
-    """Everything that can be read from a state, materialised."""
+def picture(state: SessionState | Plain) -> Any:
+    """Everything that can be read from a state, or from the model of one, materialised."""
+    if isinstance(state, Plain):
+        seed, stop = state.seed, state.next
+    else:
+        seed, stop = [exchange.outputs for exchange in state.seed], state.stop
     return (
         state.id,
-        [ordered(exchange.outputs) for exchange in state.seed],
+        list(map(ordered, seed)),
         [picture_of_turn(turn) for turn in state.turns],
         [picture_of_turn(turn) for turn in state.undone],
-        state.stop,
+        stop,
+        [(path, picture(inner)) for path, inner in state.nested.items()],
+        [(path, picture(inner)) for path, inner in beside_before(state).items()],
+        [picture(path) for path in state.ahead],
     )
 
 
-def picture_of_plain(plain: Plain) -> Any:
-    return (
-        plain.id,
-        [ordered(message) for message in plain.seed],
-        [picture_of_turn(turn) for turn in plain.turns],
-        [picture_of_turn(turn) for turn in plain.undone],
-        plain.next,
-    )
+def beside_before(state: SessionState | Plain) -> Mapping[str, SessionState | Plain]:
+    return state.before if isinstance(state, Plain) else state.before.nested
 
 
 def spoil(value: Any) -> None:
@@ -174,6 +234,7 @@ values = st.recursive(
 )
 inputs = st.dictionaries(st.sampled_from(["question", "context", "mood"]), values)
 outputs = st.dictionaries(st.sampled_from(["answer", "reasoning", "score"]), values)
+details = st.dictionaries(st.sampled_from(["trajectory", "answer", "context"]), values, max_size=2)
 messages = st.lists(
     st.dictionaries(st.sampled_from(["question", "answer", "context"]), values), max_size=3
 )
@@ -184,10 +245,62 @@ option_values = st.builds(
     exclude_fields=st.sampled_from([(), (), ("context",), ("answer", "mood")]),
     history_input_fields=st.sampled_from([None, None, ("question",), ()]),
     history_policy=st.sampled_from(HistoryPolicy),
+    show_details=st.booleans(),
 )
 histories = st.none() | st.none() | messages
 scores = st.floats(-2, 2) | st.sampled_from([float("inf"), 0.0])
 steps = st.integers(0, 4)
+places = st.floats(0, 1)
+nobody_or_a_place = st.none() | st.none() | places
+inner_moves = st.lists(
+    st.tuples(
+        st.sampled_from(["say", "say", "again", "undo", "redo", "note", "trim", "fix"]), places
+    ),
+    max_size=3,
+)
+moves_among_answers = st.lists(
+    st.tuples(outputs, st.sampled_from(["undo", "redo", "redo", "annotate", "regenerate"]), places),
+    min_size=1,
+    max_size=3,
+)
+Inner = Mapping[str, list[tuple[str, float]]]
+NOBODY: Inner = {}
+inner_calls = st.dictionaries(st.sampled_from(["worker", "team.judge"]), inner_moves)
+
+
+def pick(indices: Sequence[int], at: float) -> int:
+    return indices[min(int(at * len(indices)), len(indices) - 1)]
+
+
+def moved(state: SessionState, plain: Plain, move: str, at: float, id: str) -> SessionState:
+    """What a session within the program does in a turn of the outer one; the model is changed."""
+    options = SessionOptions(max_stored_turns=5)
+    indices = [] if move == "say" else [turn.index for turn in state]
+    index = pick(indices, at) if indices else None
+    if move in ("say", "again") or index is None:
+        step = prepare(state, {"task": id}, options, at=index)
+        saw = Plain(
+            seed=plain.seed, turns=[t for t in plain.turns if index is None or t.index < index]
+        )
+        turn = PlainTurn(-1, {"task": id}, {"done": [at]}, {}, [], [], id)
+        turn.saw = turn.told = saw.visible(options)
+        plain.record(turn, 5, index)
+        return commit(state, step, {"done": [at]}, Run(id=id), options)[1]
+    if move == "note":
+        plain.annotate(index, at, id)
+        return annotate(state, {index: (at, id)})
+    if move == "fix":
+        plain.replace_turn(index, {"done": id}, id)
+        return replace_turn(state, index, {"done": id}, id=id)[1]
+    count = int(4 * at)
+    if move == "trim":
+        plain.truncate(count)
+        return truncate(state, count)
+    if move == "undo":
+        plain.undo(count)
+        return undo(state, count)[1]
+    plain.redo(count)
+    return redo(state, count)[1]
 
 
 @dataclass
@@ -198,8 +311,11 @@ class Pending:
     options: SessionOptions
     inputs: Fields
     saw: list[Fields]
+    told: list[Fields]
     records: bool
     seed: list[Fields] | None
+    replaces: int | None
+    nested: dict[str, Plain]
 
 
 class Conversations(RuleBasedStateMachine):
@@ -231,7 +347,7 @@ class Conversations(RuleBasedStateMachine):
         was = picture(before)
         after = operation(before)
         assert picture(before) == was
-        assert picture(after) == picture_of_plain(plain)
+        assert picture(after) == picture(plain)
         assert picture(unpack(pack(after))) == picture(after)
         self.branches[self.now] = (after, plain)
 
@@ -244,41 +360,56 @@ class Conversations(RuleBasedStateMachine):
         assert all(a is b for a, (b, _) in zip(states, self.branches, strict=True))
         assert [picture(state) for state in states] == pictures
 
-    def pick(self, indices: Sequence[int], at: float) -> int:
-        return indices[min(int(at * len(indices)), len(indices) - 1)]
-
     # Calls
 
-    def prepared(self, inputs: Fields, options: SessionOptions, history: Any) -> Pending:
-        plain = self.plain
-        records, seed, saw = True, None, plain.visible(options)
+    def prepared(
+        self, inputs: Fields, options: SessionOptions, history: Any, again: float | None = None
+    ) -> Pending:
+        plain, at = self.plain, None
+        if again is not None and len(self.state):
+            at = pick([turn.index for turn in self.state], again)
+            plain.undo(plain.next - at)
+        records, seed, nested = True, None, plain.nested
+        saw, told = plain.visible(options), plain.visible(options, told=True)
         mine, given = copy.deepcopy(inputs), copy.deepcopy(history)
         was = picture(self.state)
-        step = prepare(self.state, inputs, options, history)
+        step = prepare(self.state, inputs, options, history, at)
         assert picture(self.state) == was
         spoil(inputs)
         spoil(history)
         if given is not None:
-            saw = copy.deepcopy(given)
+            saw = told = copy.deepcopy(given)
             records = options.history_policy is not HistoryPolicy.OVERRIDE
             if options.history_policy is HistoryPolicy.REPLACE_SESSION:
-                seed = given
-                saw = Plain(seed=given).visible(options)
-        assert step.records is records
+                seed, at, nested = given, None, {}
+                saw = told = Plain(seed=given).visible(options)
+        assert (step.records, step.replaces) == (records, at)
         assert ordered(step.window.messages()) == ordered(saw)
-        return Pending(step, options, mine, saw, records, seed)
+        assert [(k, picture(v)) for k, v in step.nested.items()] == [
+            (k, picture(v)) for k, v in nested.items()
+        ]
+        return Pending(step, options, mine, saw, told, records, seed, at, nested)
 
-    def finish(self, call: Pending, outputs: Fields) -> None:
+    def finish(
+        self, call: Pending, outputs: Fields, details: Fields | None = None, inner: Inner = NOBODY
+    ) -> None:
         plain, id = self.plain, self.new_id()
+        states, plains = self.inner(call, inner)
         if call.records:
             if call.seed is not None:
                 plain.restart(copy.deepcopy(call.seed))
-            turn = PlainTurn(-1, call.inputs, copy.deepcopy(outputs), call.saw, id)
-            plain.record(copy.deepcopy(turn), call.options.max_stored_turns)
+            turn = PlainTurn(
+                *(-1, call.inputs, outputs, details or {}, call.saw, call.told, id), nested=plains
+            )
+            plain.record(copy.deepcopy(turn), call.options.max_stored_turns, call.replaces)
 
         def operation(state: SessionState) -> SessionState:
             index = 0 if call.seed is not None else state.stop
-            turn, after = commit(state, call.step, outputs, Run(id=id), call.options)
+            if call.replaces in [turn.index for turn in state]:
+                index = call.replaces or 0
+            turn, after = commit(
+                state, call.step, outputs, Run(id=id), call.options, details, nested=states
+            )
             assert (turn is None) is not call.records
             if turn is None:
                 assert after is state
@@ -289,25 +420,69 @@ class Conversations(RuleBasedStateMachine):
 
         self.go_on(operation, plain)
         spoil(outputs)
+        spoil(details)
+        states.clear()
 
-    @rule(inputs=inputs, outputs=outputs, options=option_values, history=histories)
-    def call(self, inputs: Fields, outputs: Fields, options: SessionOptions, history: Any) -> None:
-        self.finish(self.prepared(inputs, options, history), outputs)
+    def inner(
+        self, call: Pending, inner: Inner
+    ) -> tuple[dict[str, SessionState], dict[str, Plain]]:
+        """What sessions within the program do in a call, and the same of their models."""
+        states, plains = {}, {}
+        for path, moves in inner.items():
+            state = call.step.nested.get(path, SessionState(id=path))
+            plain = copy.deepcopy(call.nested.get(path, Plain(id=path)))
+            for move, at in moves:
+                state = moved(state, plain, move, at, self.new_id())
+            states[path], plains[path] = state, plain
+        return states, plains
+
+    @rule(
+        inputs=inputs,
+        outputs=outputs,
+        details=details,
+        options=option_values,
+        history=histories,
+        inner=inner_calls,
+    )
+    def call(
+        self,
+        inputs: Fields,
+        outputs: Fields,
+        details: Fields,
+        options: SessionOptions,
+        history: Any,
+        inner: Inner,
+    ) -> None:
+        self.finish(self.prepared(inputs, options, history), outputs, details, inner)
 
     @rule(inputs=inputs, outputs=outputs)
     def plain_call(self, inputs: Fields, outputs: Fields) -> None:
         self.finish(self.prepared(inputs, SessionOptions(), None), outputs)
 
-    @rule(inputs=inputs, options=option_values, history=histories)
-    def begin_call(self, inputs: Fields, options: SessionOptions, history: Any) -> None:
-        self.pending.append(self.prepared(inputs, options, history))
+    @rule(inputs=inputs, at=places, inner=inner_calls, then=moves_among_answers)
+    def regenerate(self, inputs: Fields, at: float, inner: Inner, then: list[Any]) -> None:
+        """Another answer to some turn, and what one does on the way to the next question."""
+        for outputs, move, where in then:
+            self.finish(
+                self.prepared(dict(inputs), SessionOptions(), None, at), outputs, None, inner
+            )
+            if move == "annotate":
+                self.annotate(where, "on the way", where)
+            elif move != "regenerate":
+                getattr(self, move)(1 + int(2 * where))
 
-    @rule(outputs=outputs, at=st.floats(0, 1))
-    def end_call(self, outputs: Fields, at: float) -> None:
+    @rule(inputs=inputs, options=option_values, history=histories, again=nobody_or_a_place)
+    def begin_call(
+        self, inputs: Fields, options: SessionOptions, history: Any, again: float | None
+    ) -> None:
+        self.pending.append(self.prepared(inputs, options, history, again))
+
+    @rule(outputs=outputs, at=places, inner=inner_calls)
+    def end_call(self, outputs: Fields, at: float, inner: Inner) -> None:
         """A call ends on whatever the conversation, or even the branch, is by then."""
         if self.pending:
-            call = self.pending.pop(self.pick(range(len(self.pending)), at))
-            self.finish(call, outputs)
+            call = self.pending.pop(pick(range(len(self.pending)), at))
+            self.finish(call, outputs, None, inner)
 
     @rule(inputs=inputs)
     def failing_call(self, inputs: Fields) -> None:
@@ -351,13 +526,13 @@ class Conversations(RuleBasedStateMachine):
 
         self.go_on(operation, plain)
 
-    @rule(at=st.floats(0, 1), redoable=st.booleans())
+    @rule(at=places, redoable=st.booleans())
     def rewind(self, at: float, redoable: bool) -> None:
-        to = self.pick(range(self.state.first, self.state.stop + 1), at)
+        to = pick(range(self.state.first, self.state.stop + 1), at)
         plain = self.plain
         plain.undo(plain.next - to)
         if not redoable:
-            plain.undone = []
+            plain.undone, plain.ahead = [], []
         self.go_on(lambda state: rewind(state, to, redoable=redoable), plain)
 
     @rule()
@@ -366,18 +541,12 @@ class Conversations(RuleBasedStateMachine):
         plain.restart(plain.seed)
         self.go_on(reset, plain)
 
-    @rule(outputs=outputs, at=st.floats(0, 1))
+    @rule(outputs=outputs, at=places)
     def replace_turn(self, outputs: Fields, at: float) -> None:
         if not len(self.state):
             return
-        index, id, plain = self.pick([t.index for t in self.state], at), self.new_id(), self.plain
-        for position, turn in enumerate(plain.turns):
-            if turn.index == index:
-                mine = copy.deepcopy(outputs)
-                plain.turns[position] = replace(
-                    turn, outputs=mine, id=id, score=None, feedback=None
-                )
-        plain.undone = []
+        index, id, plain = pick([t.index for t in self.state], at), self.new_id(), self.plain
+        plain.replace_turn(index, outputs, id)
 
         def operation(state: SessionState) -> SessionState:
             turn, after = replace_turn(state, index, outputs, id=id)
@@ -393,14 +562,12 @@ class Conversations(RuleBasedStateMachine):
         plain.truncate(keep)
         self.go_on(lambda state: truncate(state, keep), plain)
 
-    @rule(score=scores, feedback=st.none() | st.just("well said"), at=st.floats(0, 1))
+    @rule(score=scores, feedback=st.none() | st.just("well said"), at=places)
     def annotate(self, score: float, feedback: str | None, at: float) -> None:
         if not len(self.state):
             return
-        index, plain = self.pick([turn.index for turn in self.state], at), self.plain
-        for turn in plain.turns:
-            if turn.index == index:
-                turn.score, turn.feedback = score, feedback
+        index, plain = pick([turn.index for turn in self.state], at), self.plain
+        plain.annotate(index, score, feedback)
         self.go_on(lambda state: annotate(state, {index: (score, feedback)}), plain)
 
     @rule(beyond=st.integers(1, 3))
@@ -410,6 +577,7 @@ class Conversations(RuleBasedStateMachine):
             self.refused(TurnIndexError, lambda: state.turn(index))  # noqa: B023
             self.refused(TurnIndexError, lambda: replace_turn(state, index, {}, id=""))  # noqa: B023
             self.refused(TurnIndexError, lambda: annotate(state, {index: (1.0, None)}))  # noqa: B023
+            self.refused(TurnIndexError, lambda: prepare(state, {}, SessionOptions(), at=index))  # noqa: B023
         for to in (state.first - beyond, state.stop + beyond):
             self.refused(TurnIndexError, lambda: rewind(state, to))  # noqa: B023
         for move in (undo, redo, truncate):
@@ -429,9 +597,9 @@ class Conversations(RuleBasedStateMachine):
         self.branches.append((with_id(self.state, id), plain))
         self.now = len(self.branches) - 1
 
-    @rule(at=st.floats(0, 1))
+    @rule(at=places)
     def switch(self, at: float) -> None:
-        self.now = self.pick(range(len(self.branches)), at)
+        self.now = pick(range(len(self.branches)), at)
 
     @rule(options=option_values, way=st.sampled_from(["json", "msgpack", "pickle", "copies"]))
     def save_and_load(self, options: SessionOptions, way: str) -> None:
@@ -446,7 +614,7 @@ class Conversations(RuleBasedStateMachine):
     @invariant()
     def every_branch_and_pending_call_is_as_it_was(self) -> None:
         for state, plain in self.branches:
-            assert picture(state) == picture_of_plain(plain)
+            assert picture(state) == picture(plain)
         for call in self.pending:
             assert ordered(call.step.window.messages()) == ordered(call.saw)
 
@@ -466,7 +634,7 @@ def way_and_back(
 
 TestModelLaw = Conversations.TestCase
 TestModelLaw.settings = settings(
-    max_examples=150,
+    max_examples=60,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=list(HealthCheck),
@@ -618,6 +786,133 @@ def test_D14_undo_redo_and_the_end_of_redo() -> None:
     assert undo(SessionState()) == ((), SessionState())
 
 
+def again(state: SessionState, at: int, answer: str) -> SessionState:
+    """Another answer to a turn."""
+    step = prepare(state, state.turn(at).inputs, SessionOptions(), at=at)
+    return commit(state, step, {"a": answer}, Run(id=f"id-{answer}"), SessionOptions())[1]
+
+
+def answers(state: SessionState) -> list[Any]:
+    return [turn.outputs["a"] for turn in state]
+
+
+def test_D14_redo_goes_round_the_answers() -> None:
+    first = say(SessionState(id="mine"), "A0", "A1")
+    second = again(first, 1, "A2")
+    third = again(second, 1, "A3")
+    assert answers(third) == ["A0", "A3"]
+    assert [turn.outputs["a"] for turn in third.alternatives] == ["A2", "A1"]
+    assert third.last is not None
+    assert [len(third.last.window), third.last.inputs] == [1, {"q": "A1"}]
+    state, seen = third, []
+    for _ in range(6):
+        (turn,), state = redo(state)
+        assert (turn, state.id) == (state.last, "mine")
+        seen.append(turn.outputs["a"])
+    assert seen == ["A2", "A1", "A3"] * 2
+    assert state == third
+    assert undo(third)[1].alternatives == third.alternatives
+    assert redo(undo(third, 2)[1], 99)[1] == third  # not beyond the end of the path
+
+
+def test_D14_an_earlier_turn_asked_again_leaves_the_rest_ahead() -> None:
+    old = say(SessionState(), 0, 1, 2, 3)
+    new = again(undo(old)[1], 1, "other")
+    assert (answers(new), new.undone, len(new.ahead)) == ([0, "other"], (), 1)
+    assert new.alternatives == (old.turns[1],)
+    turns, state = redo(new)
+    assert (answers(state), turns, state.undone) == ([0, 1], (old.turns[1],), old.turns[2:])
+    turns, state = redo(state, 9)
+    assert (answers(state), turns) == ([0, 1, 2, 3], old.turns[2:])
+    assert redo(state)[1] == new
+    assert answers(redo(new, 3)[1]) == [0, 1, 2, 3]
+    both = again(state, 3, "late")
+    assert [turn.outputs["a"] for turn in both.alternatives] == [3, "other"]
+    assert [turn.index for turn in both.alternatives] == [3, 1]
+
+
+def test_D14_what_ends_the_answers() -> None:
+    state = again(say(SessionState(), 0, 1), 1, "better")
+    for other_path in (
+        say(state, "new"),
+        reset(state),
+        reseed(state, ()),
+        replace_turn(state, 0, {"a": "new"}, id="new")[1],
+        truncate(state, 1),
+        rewind(state, 1, redoable=False),
+    ):
+        assert (other_path.ahead, other_path.alternatives) == ((), ())
+    noted = annotate(state, {0: (0.5, "so so"), 1: (1.0, None)})
+    for same in (
+        noted,
+        with_id(state, "fork"),
+        truncate(state, 2),
+        rewind(state, 1),
+        undo(state)[1],
+    ):
+        assert [turn.outputs for turn in same.alternatives] == [{"a": 1}]
+    old = redo(noted)[1]
+    assert [(turn.score, turn.feedback) for turn in old] == [(0.5, "so so"), (None, None)]
+    assert old.turns[0] is noted.turns[0]
+    assert with_id(state, "fork") == with_id(redo(redo(with_id(state, "fork"))[1])[1], "fork")
+
+
+def test_answering_a_turn_that_is_gone_appends() -> None:
+    options = SessionOptions()
+    state = say(SessionState(), 0, 1, 2)
+    step = prepare(state, {"q": "again"}, options, at=1)
+    assert (step.replaces, len(step.window)) == (1, 1)
+    for gone in (truncate(state, 1), undo(state, 2)[1], reset(state)):
+        turn, after = commit(gone, step, {"a": "again"}, Run(id="late"), options)
+        assert turn is not None
+        assert (turn.index, len(after), after.ahead) == (gone.stop, len(gone) + 1, ())
+        assert len(turn.window) == 1
+    grown = say(state, 3)
+    _, after = commit(grown, step, {"a": "again"}, Run(id="late"), options)
+    assert (answers(after), answers(redo(after, 9)[1])) == ([0, "again"], [0, 1, 2, 3])
+    for wrong in (3, -1, True, "1"):
+        with pytest.raises(TurnIndexError):
+            prepare(state, {}, options, at=wrong)  # type: ignore[arg-type]
+
+
+def test_D21_nested_states_go_along() -> None:
+    options, inner = SessionOptions(), SessionState(id="inner")
+    state = SessionState()
+    for number in range(4):
+        found = state.nested.get("a.b", inner)
+        step = prepare(state, {"q": number}, options)
+        assert step.nested == state.nested
+        moved = {"a.b": say(found, number)} if number != 2 else None
+        _, state = commit(state, step, {}, Run(id=str(number)), options, nested=moved)
+    other = commit(state, prepare(state, {}, options), {}, Run(), options, nested={"c": inner})[1]
+    assert dict(other.nested) == {**state.nested, "c": inner}
+
+    def inside(state: SessionState) -> list[Any]:
+        return said(state.nested["a.b"]) if state.nested else []
+
+    assert [inside(rewind(state, n)) for n in range(5)] == [[], [0], [0, 1], [0, 1], [0, 1, 3]]
+    assert state.turns[1].beside is state.turns[2].beside
+    assert [len(turn.nested) for turn in state] == [1, 1, 1, 1]
+    assert inside(redo(undo(state, 9)[1], 2)[1]) == [0, 1]
+    assert inside(truncate(state, 0)) == inside(state)
+    assert inside(undo(truncate(state, 2), 9)[1]) == [0, 1]
+    assert inside(annotate(state, {3: (1.0, None)})) == inside(state)
+    assert inside(replace_turn(state, 1, {}, id="new")[1]) == inside(state)
+    assert (dict(reset(state).nested), dict(reseed(state, ()).nested)) == ({}, {})
+    step = prepare(state, {"q": "again"}, options, at=1)
+    assert said(step.nested["a.b"]) == [0]
+    _, fresh = commit(state, step, {}, Run(id="again"), options)
+    assert (inside(fresh), inside(redo(fresh)[1]), inside(redo(fresh, 3)[1])) == (
+        [0],
+        [0, 1],
+        [0, 1, 3],
+    )
+    with pytest.raises(TypeError, match="item assignment"):
+        state.nested["a.b"] = inner  # type: ignore[index]
+    assert state != undo(other)[1]
+    assert truncate(state, 1) != msgspec.structs.replace(truncate(state, 1), before=Beside())
+
+
 def test_D14_replace_keeps_what_is_about_the_call_and_drops_the_score() -> None:
     state = annotate(say(SessionState(), 0, 1, 2), {1: (0.5, "so so")})
     turn, changed = replace_turn(state, 1, {"a": "better"}, id="new")
@@ -718,6 +1013,31 @@ def test_states_are_equal_when_all_they_show_is() -> None:
     assert state.turns[0] == build().turns[0] != state.turns[1]
 
 
+def test_states_are_equal_when_what_stands_beside_and_ahead_is() -> None:
+    def build(word: str = "in", path: str = "a", answer: str = "first") -> SessionState:
+        step = prepare(SessionState(), {}, SessionOptions())
+        inner = {path: say(SessionState(), word)}
+        _, state = commit(
+            SessionState(), step, {"a": answer}, Run(id="id"), SessionOptions(), nested=inner
+        )
+        return again(state, 0, "second")
+
+    state = build()
+    assert state == build()
+    assert operator.ne(state, build()) is False
+    assert operator.ne(redo(state)[1].turns[0], redo(build())[1].turns[0]) is False
+    for other in (build(word="other"), build(path="b"), build(answer="other")):
+        assert state != other
+    assert redo(state)[1].turns[0] == redo(build())[1].turns[0]
+    assert redo(state)[1].turns[0] != redo(build(word="other"))[1].turns[0]
+    emptied, same, other = (
+        truncate(redo(built)[1], 0) for built in (state, build(), build(word="other"))
+    )
+    assert emptied == same
+    assert emptied != other
+    assert state != msgspec.structs.replace(state, ahead=())
+
+
 def test_steps_meet_on_branches_that_were_edited_apart() -> None:
     """Both branches have the same exchange last, and others before it: snapshots stay apart."""
     options = SessionOptions()
@@ -730,3 +1050,53 @@ def test_steps_meet_on_branches_that_were_edited_apart() -> None:
         loaded, _ = way_and_back(way, state, options)
         assert picture(loaded) == picture(state)
     assert [m["a"] for m in state.turns[3].history_snapshot.messages] == ["left", 1, 2]
+
+
+def test_loaded_versions_that_were_edited_apart_stay_apart() -> None:
+    """Both have the same exchange last, and others before it; both go on after loading."""
+    inner = say(SessionState(), 0, 1)
+    _, edited = replace_turn(inner, 0, {"a": "edited"}, id="edited")
+    outer = SessionState()
+    for version in (inner, edited):
+        step = prepare(outer, {}, SessionOptions())
+        _, outer = commit(outer, step, {}, Run(), SessionOptions(), nested={"in": version})
+    for way in ("json", "msgpack", "pickle"):
+        loaded, options = way_and_back(way, outer, SessionOptions())
+        first, second = (say(turn.nested["in"], "on") for turn in loaded)
+        step = prepare(loaded, {}, options)
+        both = {"one": first, "two": second}
+        state = commit(loaded, step, {}, Run(), options, nested=both)[1]
+        assert picture(way_and_back(way, state, options)[0]) == picture(state)
+        seen = [state.nested[path].turns[2].window.messages()[0]["a"] for path in both]
+        assert seen == [0, "edited"]
+
+
+def test_a_narrow_window_vouches_for_what_it_shows_only() -> None:
+    """It agrees with an older path; a wider one after it shows what was edited before its start."""
+    state = say(SessionState(), 0, 1, 2, 3)
+    _, state = replace_turn(state, 0, {"a": "edited"}, id="edited")
+    state = say(say(state, 4, options=SessionOptions(max_turns=2)), 5)
+    loaded = unpack(pack(state))
+    assert picture(loaded) == picture(state)
+    assert loaded.turns[5].window.messages()[0] == {"q": 0, "a": "edited"}
+
+
+def test_a_loaded_conversation_that_takes_another_path_keeps_it() -> None:
+    """The first window after loading fits the written path, which goes on otherwise."""
+    state = unpack(pack(say(SessionState(), 0, 1, 2, 3, 4)))
+    state = say(rewind(say(state, 5), 1), "other", "more")
+    loaded = unpack(pack(state))
+    assert picture(loaded) == picture(state)
+    assert [m["q"] for m in loaded.turns[2].window.messages()] == [0, "other"]
+    both = commit(
+        state,
+        prepare(state, {}, SessionOptions()),
+        {},
+        Run(),
+        SessionOptions(),
+        nested={"old": unpack(pack(say(SessionState(), 0, 1, 2, 3, 4)))},
+    )[1]
+    branch = say(rewind(both.nested["old"], 1), "other", "more", "and more")
+    step = prepare(both, {}, SessionOptions())
+    both = commit(both, step, {}, Run(), SessionOptions(), nested={"new": branch})[1]
+    assert picture(unpack(pack(both))) == picture(both)

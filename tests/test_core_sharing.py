@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 import pickle
+import sys
 import tracemalloc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -34,21 +35,50 @@ from dspy_session.core import (
     with_id,
 )
 from dspy_session.core.flat import pack, unpack
+from dspy_session.core.vectors import differing, vector
 
 WHOLE = SessionOptions()
 
 
 def say(state: SessionState, count: int, options: SessionOptions = WHOLE) -> SessionState:
     for _ in range(count):
-        number = state.stop
-        step = prepare(state, {"question": f"q{number}"}, options)
-        _, state = commit(state, step, {"answer": f"a{number}"}, Run(id=f"id{number}"), options)
+        state = ask(state, options)
     return state
+
+
+def ask(
+    state: SessionState,
+    options: SessionOptions = WHOLE,
+    at: int | None = None,
+    nested: Mapping[str, SessionState] | None = None,
+) -> SessionState:
+    """One more turn, or with `at` another answer to one; `nested` is what it left in sessions."""
+    number = state.stop if at is None else at
+    step = prepare(state, {"question": f"q{number}"}, options, at=at)
+    run = Run(id=f"id{number}")
+    return commit(state, step, {"answer": f"a{number}"}, run, options, nested=nested)[1]
 
 
 def alive(kinds: tuple[type, ...] = (Exchange, Turn, Window, SessionState, Step)) -> int:
     gc.collect()
     return sum(isinstance(thing, kinds) for thing in gc.get_objects())
+
+
+def calls(operation: Callable[[], object]) -> int:
+    """How many functions an operation calls, a measure of work that no other process disturbs."""
+    count = 0
+
+    def seen(frame: object, event: str, argument: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(seen)
+    try:
+        operation()
+    finally:
+        sys.setprofile(before)
+    return count
 
 
 def growth(state: SessionState) -> int:
@@ -93,6 +123,11 @@ MOVES: dict[str, Callable[[SessionState], object]] = {
     "replace": lambda state: replace_turn(state, 5, {"answer": "new"}, id="new"),
     "score": lambda state: annotate(state, {5: (1.0, None)}),
     "window": lambda state: visible_window(state, WHOLE),
+    "regenerate": lambda state: ask(state, at=state.stop - 1),
+    "ask an earlier turn again": lambda state: ask(state, at=5),
+    "go round the answers": lambda state: redo(redo(ask(state, at=7))[1])[1].alternatives,
+    "record with a session inside": lambda state: ask(state, nested={"inner": state}),
+    "read what is nested": lambda state: undo(ask(state, nested={"inner": state}))[1].nested,
 }
 
 
@@ -103,6 +138,8 @@ def test_D13_a_move_makes_as_little_at_10_000_turns_as_at_10(
     short = say(SessionState(), 10)
     move(short)  # what is made only once
     assert born(lambda: move(long)) <= born(lambda: move(short)) + 8 < 40
+    if move not in (MOVES["replace"], MOVES["score"]):
+        assert calls(lambda: move(long)) <= 2 * calls(lambda: move(short)) + 100
 
 
 def test_D7_trimming_frees_the_turns_it_trims() -> None:
@@ -125,6 +162,28 @@ def test_D7_trimming_at_once_frees_the_turns_too() -> None:
     assert not any(turn() for turn in turns)
 
 
+LENGTHS = [0, 1, 31, 32, 33, 64, 65, 1024, 1056, 1057, 2100, 33_000]
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("more", [0, 1, 40, 1100])
+def test_versions_of_a_vector_differ_where_their_items_do(length: int, more: int) -> None:
+    """It leans on how pyrsistent builds its vectors: versions share nodes of 32."""
+    first = vector(range(1000, 1000 + length))
+    version = first
+    for number in range(more):
+        version = version.append(number)
+    changed = {at for at in (0, 31, 32, 33, 1000, length - 1) if 0 <= at < length}
+    for at in changed:
+        version = version.set(at, -1)
+    for stop in {0, length // 2, length}:
+        for one, other in ((first, version), (version, first)):
+            assert list(differing(one, other, stop)) == sorted(at for at in changed if at < stop)
+        assert list(differing(vector(list(first)), version, stop))[:1] == [0][:stop]
+    assert calls(lambda: list(differing(first, version, length))) < 400
+    assert list(differing(version, version, length)) == []
+
+
 def test_what_reset_and_other_paths_leave_behind_is_freed() -> None:
     state = say(SessionState(), 200)
     turns = [weakref.ref(turn) for turn in state]
@@ -134,6 +193,18 @@ def test_what_reset_and_other_paths_leave_behind_is_freed() -> None:
     state = reset(state)
     gc.collect()
     assert not any(turn() for turn in turns)
+
+
+def test_other_answers_are_freed_when_the_conversation_goes_on() -> None:
+    state = say(SessionState(), 200)
+    turns = [weakref.ref(turn) for turn in state]
+    state = ask(state, at=3)
+    gc.collect()
+    assert all(turn() is not None for turn in turns)
+    state = say(state, 1)
+    gc.collect()
+    assert sum(turn() is not None for turn in turns) == 3
+    assert len(state.held) <= 2 * len(state) + 32
 
 
 @pytest.mark.parametrize("back", [1, 10, 100, 199, 200])
@@ -236,6 +307,17 @@ def scattered(count: int) -> SessionState:
     return state
 
 
+def narrow_and_wide(count: int) -> SessionState:
+    """Old turns are edited, and calls see all turns or the last one, by turns."""
+    state = say(SessionState(), count // 2)
+    for number in range(count // 2):
+        at = 7 * number % (count // 2)
+        _, state = replace_turn(state, at, {"answer": f"b{number}"}, id=f"b{number}")
+        _, state = replace_turn(state, state.stop - 2, {"answer": "c"}, id=f"c{number}")
+        state = say(state, 1, SessionOptions(max_turns=3 if number % 2 else None))
+    return state
+
+
 def gapped(count: int) -> SessionState:
     """Windows of different epochs that do not touch, and then one over all of it."""
     state = say(SessionState(), 3)
@@ -269,6 +351,101 @@ def reopened(count: int) -> SessionState:
     return state
 
 
+def answered_often(count: int) -> SessionState:
+    """The last turn has many answers, all of them still ahead."""
+    state = say(SessionState(id="same"), count // 2)
+    for _ in range(count // 2):
+        state = ask(state, at=state.stop - 1)
+    return state
+
+
+def asked_again(count: int) -> SessionState:
+    """Earlier and earlier turns are asked again, and their paths are long."""
+    state = say(SessionState(), count // 2)
+    for number in range(count // 2 - 1, count // 4, -1):
+        state = annotate(redo(ask(state, at=number), 100)[1], {number: (0.5, "better")})
+    return state
+
+
+def nested(count: int) -> SessionState:
+    """Each turn has the conversation of a session in the program, which grows."""
+    state = SessionState(id="outer")
+    for _ in range(count // 2):
+        inner = state.nested.get("inner", SessionState(id="inner"))
+        state = ask(state, nested={"inner": say(inner, 1)})
+    return state
+
+
+def nested_deeply(count: int) -> SessionState:
+    """Two sessions in the program, and one in the program of one of them."""
+    state = SessionState()
+    for _ in range(count // 4):
+        left, right = (state.nested.get(path, SessionState(id=path)) for path in ("a", "b.c"))
+        within = say(right.nested.get("d", SessionState()), 1)
+        state = ask(state, nested={"a": say(left, 1), "b.c": ask(right, nested={"d": within})})
+    return state
+
+
+def nested_restless(count: int) -> SessionState:
+    """The session in the program goes back and forth, and its turns are answered again."""
+    state = SessionState()
+    for number in range(count // 4):
+        inner = say(state.nested.get("inner", SessionState()), 2)
+        inner = ask(undo(inner, number % 3)[1], at=0 if number % 8 == 7 else None)
+        inner = annotate(ask(inner, at=inner.stop - 1), {0: (0.1 * number, None)})
+        state = ask(state, nested={"inner": redo(inner)[1]})
+    return state
+
+
+def nested_corrected(count: int) -> SessionState:
+    """Each turn of the session in the program is replaced before the next one."""
+    state = SessionState()
+    for number in range(count // 4):
+        inner = say(state.nested.get("inner", SessionState()), 1)
+        _, inner = replace_turn(inner, number, {"answer": "corrected"}, id=f"b{number}")
+        state = ask(state, nested={"inner": inner})
+    return state
+
+
+def nested_edited(count: int) -> SessionState:
+    """Each turn replaces an old turn of the session in the program, here and there."""
+    inner, state = say(SessionState(), count // 4), SessionState()
+    for number in range(count // 4):
+        at = 7 * number % len(inner)
+        _, inner = replace_turn(inner, at, {"answer": "edited"}, id=f"b{number}")
+        state = ask(state, nested={"inner": inner})
+    return state
+
+
+def nested_trimmed(count: int) -> SessionState:
+    """The session in the program keeps a few turns, the outer one keeps half of its own."""
+    state = SessionState()
+    for _ in range(count // 3):
+        inner = state.nested.get("inner", SessionState())
+        inner = say(inner, 1, SessionOptions(max_stored_turns=3))
+        state = ask(state, SessionOptions(max_stored_turns=count // 6), nested={"inner": inner})
+    return state
+
+
+def nested_answered_again(count: int) -> SessionState:
+    """Turns are asked again, and the session in the program with them."""
+    state = nested(count // 2)
+    for number in range(count // 10):
+        at = state.stop - 1 - number % 3
+        inner = say(rewind(state, at).nested["inner"], 1)
+        state = ask(state, at=at, nested={"inner": inner})
+    return state
+
+
+def nested_reopened(count: int) -> SessionState:
+    """A program with a session in it, loaded before each turn and saved after it."""
+    state = SessionState()
+    for _ in range(count // 3):
+        inner = state.nested.get("inner", SessionState())
+        state = unpack(pack(ask(state, nested={"inner": say(inner, 1)})))
+    return state
+
+
 SHAPES: list[Callable[[int], SessionState]] = [
     grown,
     windowed,
@@ -277,37 +454,75 @@ SHAPES: list[Callable[[int], SessionState]] = [
     answered_again,
     corrected,
     scattered,
+    narrow_and_wide,
     gapped,
     late,
     reopened,
+    answered_often,
+    asked_again,
+    nested,
+    nested_deeply,
+    nested_restless,
+    nested_corrected,
+    nested_edited,
+    nested_trimmed,
+    nested_answered_again,
+    nested_reopened,
 ]
 Grow = Callable[[int], SessionState]
 
 
 def entries(state: SessionState) -> int:
-    flat = pack(state)
-    patches = sum(len(path.patches) for path in flat.paths)
-    others = len(flat.seeds) + len(flat.views)
-    return len(flat.turns) + len(flat.exchanges) + len(flat.paths) + patches + others
+    tables = pack(state)
+    paths = [*tables.paths, *(state.path for state in tables.states)]
+    numbers = sum(len(path.patches) for path in paths)
+    numbers += sum(len(state.ahead) for state in tables.states)
+    numbers += sum(len(beside.nested) for beside in tables.besides)
+    numbers += len(tables.turns) + len(tables.exchanges) + len(tables.besides)
+    return len(paths) + numbers + len(tables.seeds) + len(tables.views)
 
 
 @pytest.mark.parametrize("grow", [grown, windowed, answered_again, reopened])
 def test_X3_a_conversation_that_only_grew_has_one_path_of_one_run(grow: Grow) -> None:
-    flat = pack(grow(40))
-    assert [len(path.patches) for path in flat.paths] == [1]
-    assert len(flat.exchanges) <= 2 * len(flat.turns)
+    tables = pack(grow(40))
+    assert [len(path.patches) for path in tables.paths] == [1]
+    assert len(tables.exchanges) <= 2 * len(tables.turns)
+    (state,) = tables.states
+    assert (state.path.base, len(state.path.patches)) == (None, 1)
+
+
+def test_D21_a_version_of_a_nested_session_is_one_patch() -> None:
+    for state in (nested(80), nested_reopened(120)):
+        tables = pack(state)
+        *versions, outer = [state.path for state in tables.states]
+        assert [(path.start, path.stop) for path in versions] == [(0, n + 1) for n in range(40)]
+        assert [path.base for path in versions] == [None, *range(39)]
+        assert [(at, run) for path in versions for at, _, run in path.patches] == [
+            (n, 1) for n in range(40)
+        ]
+        assert (outer.base, outer.patches) == (None, [(0, 0, 40)])
+        assert len(tables.paths) == 2
 
 
 @pytest.mark.parametrize("grow", SHAPES)
 def test_X3_tables_and_bytes_are_linear_in_the_conversation(grow: Grow) -> None:
     small, large = grow(60), grow(120)
-    assert entries(large) <= 2 * entries(small)
+    assert entries(large) <= 2 * entries(small) + 8
     assert entries(large) <= 7 * 120
     for format in ("json", "msgpack"):
         sizes = [len(codec.encode(state, WHOLE, format)) for state in (small, large)]
         assert sizes[1] <= 2.15 * sizes[0]
     sizes = [len(pickle.dumps(state)) for state in (small, large)]
     assert sizes[1] <= 2.15 * sizes[0]
+
+
+@pytest.mark.parametrize(
+    "grow", [grown, trimmed, answered_often, nested, nested_deeply, nested_reopened]
+)
+def test_X3_writing_and_reading_take_linear_work(grow: Grow) -> None:
+    for work in (pack, lambda tables: unpack(pack(tables))):
+        small, large = (calls(lambda: work(state)) for state in (grow(120), grow(240)))  # noqa: B023
+        assert large <= 2.2 * small
 
 
 @pytest.mark.parametrize("grow", SHAPES)
@@ -319,6 +534,18 @@ def test_X3_every_snapshot_survives_being_written_down(grow: Grow) -> None:
         assert pack(loaded).paths == pack(state).paths or grow is varied
         later = say(loaded, 2)
         assert unpack(pack(later)) == later
+
+
+def test_X3_what_was_written_is_never_too_tangled_to_be_read() -> None:
+    """Windows that reach further and further back, each on a path of its own."""
+    state = say(SessionState(), 1000, SessionOptions(max_turns=0))
+    for number in range(1, 500):
+        _, state = replace_turn(state, state.stop - 2, {"answer": "new"}, id=f"b{number}")
+        state = say(state, 1, SessionOptions(max_turns=2 * number))
+    loaded = unpack(pack(state))
+    assert [len(turn.window) for turn in loaded] == [len(turn.window) for turn in state]
+    assert loaded.last == state.last
+    assert entries(state) < 3 * 1500 + 2 * 499 + sum(len(turn.window) for turn in state) / 64
 
 
 def used_by(operation: Callable[[], object]) -> int:
@@ -346,6 +573,11 @@ def test_one_exchange_recorded_twice_stays_two_turns() -> None:
     for id in ("one", "two"):
         _, state = record(state, exchange, visible_window(state, WHOLE), Run(id=id))
     state = say(state, 1)
+    for max_turns in (1, 2, None):
+        options = SessionOptions(max_turns=max_turns)
+        state = replace_turn(say(state, 5, options), state.stop, {}, id="edited")[1]
+        _, state = record(state, exchange, visible_window(state, options), Run(id="three"))
+        state = unpack(pack(say(state, 1, options)))
     loaded = unpack(pack(state))
     assert loaded == state
     assert [turn.inputs for turn in loaded] == [turn.inputs for turn in state]

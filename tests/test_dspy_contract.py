@@ -15,11 +15,15 @@ import inspect
 import json
 import logging
 import tomllib
+import traceback
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import dspy
+import dspy.experimental
+import pydantic
 import pytest
 from dspy.adapters._legacy_type_markers import _legacy_custom_type_payload_to_blocks
 from dspy.adapters.baml_adapter import BAMLAdapter
@@ -27,8 +31,10 @@ from dspy.adapters.types.base_type import CUSTOM_TYPE_END_IDENTIFIER, CUSTOM_TYP
 from dspy.adapters.utils import format_field_value, serialize_for_json
 from dspy.utils.callback import BaseCallback
 from dspy.utils.usage_tracker import UsageTracker
+from pydantic_core import PydanticUndefined
 
-from dspy_session.testing import ScriptedLM
+from dspy_session.program import evaluating
+from dspy_session.testing import ScriptedLM, requested_fields
 from tests.house import PROJECT
 from tests.talk import QA, echo, history
 
@@ -413,7 +419,88 @@ def test_every_subclass_of_an_adapter_gets_format_and_parse_wrapped_anew() -> No
     assert Mine.format is dspy.ChatAdapter.format
 
 
-# --- callbacks (adapter.py) -----------------------------------------------------------------------
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_of_its_attributes_an_adapter_looks_at_one_when_it_renders_past_turns(
+    adapter: type[dspy.Adapter],
+) -> None:
+    """Else what is kept of a rendered turn would have to be told apart by the others too."""
+    looked: set[str] = set()
+
+    class Watched(adapter):  # type: ignore[misc,valid-type]
+        def __getattribute__(self, name: str) -> Any:
+            looked.add(name)
+            return super().__getattribute__(name)
+
+    for native in (False, True):
+        watched = Watched(use_native_function_calling=native)
+        attributes = set(vars(watched))
+        looked.clear()
+        given = {"history": history("one", "two")}
+        watched.format_conversation_history(QA, "history", given)
+        assert looked & attributes == {"use_native_function_calling"}
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_instructions_are_no_part_of_past_turns(adapter: type[dspy.Adapter]) -> None:
+    shown = [
+        adapter().format(ByHand.with_instructions(text), [], {"history": history("one")})[1:]
+        for text in ("Be brief.", "Be long.")
+    ]
+    assert shown[0] == shown[1]
+
+
+def test_the_code_behind_a_wrapped_format_can_be_told() -> None:
+    class Own(dspy.ChatAdapter):
+        def format(self, *args: Any, **kwargs: Any) -> Any: ...
+
+    class Child(Own): ...
+
+    adapter: type[dspy.Adapter]
+    for adapter in ADAPTERS:
+        assert inspect.unwrap(adapter.format).__module__.startswith("dspy.adapters.")
+    for mine in (Own, Child):
+        assert inspect.unwrap(mine.format).__module__ == __name__
+
+
+def test_a_predictor_sends_the_default_itself_for_an_input_that_is_left_out() -> None:
+    default = ["a"]
+    signature = dspy.Signature(
+        {
+            "question": (str, dspy.InputField()),
+            "tags": (list, dspy.InputField(default=default)),
+            "made": (list, dspy.InputField(default_factory=list)),
+            "answer": (str, dspy.OutputField()),
+        }
+    )
+    assert signature.input_fields["question"].default is PydanticUndefined
+    assert signature.input_fields["made"].default is PydanticUndefined
+    predict, adapter = dspy.Predict(signature), Recording()
+    with dspy.context(adapter=adapter):
+        predict(question="x")
+    ((_, kwargs, _),) = adapter.calls
+    assert list(kwargs["inputs"]) == ["question", "tags"]
+    assert kwargs["inputs"]["tags"] is signature.input_fields["tags"].default
+
+
+def test_a_decision_model_is_asked_without_the_adapter_of_the_settings() -> None:
+    class Decider:
+        supports_decision_requests = True
+        model = "decider"
+
+        def __call__(self, state: Any, questions: Any) -> Any:
+            asked.append(state["inputs"])
+            return {"spam": {"noul": 0.9}}
+
+    asked: list[Any] = []
+    noul = inside("dspy.experimental").Noul
+    fields = {"text": (str, dspy.InputField()), "spam": (noul, dspy.OutputField(desc="spam?"))}
+    adapter = Recording()
+    with dspy.context(lm=Decider(), adapter=adapter):
+        dspy.Predict(dspy.Signature(fields))(text="x")
+    assert (asked, adapter.calls) == ([{"text": "x"}], [])
+
+
+# --- callbacks (own_adapters.py) ------------------------------------------------------------------
 
 
 def test_a_callback_runs_in_the_context_in_which_the_predictor_reads_its_settings() -> None:
@@ -549,3 +636,382 @@ def test_a_missing_history_is_none_and_a_wrong_one_breaks(lm: ScriptedLM) -> Non
         dspy.Predict(with_default)(question="x")
     default = with_default.input_fields["history"].default
     assert adapter.calls[0][1]["inputs"]["history"] is default
+
+
+# --- agents ---------------------------------------------------------------------------------------
+
+
+def look(at: str) -> str:
+    """Look at something."""
+    return f"seen {at}"
+
+
+def agents() -> dict[str, Any]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # 3.5 is without the first two
+        return {
+            "CodeAct": dspy.CodeAct(QA, [look], interpreter_factory=dspy.LocalInterpreter),
+            "ProgramOfThought": dspy.ProgramOfThought(
+                QA, interpreter_factory=dspy.LocalInterpreter
+            ),
+            "ReAct": dspy.ReAct(QA, tools=[look]),
+            "ReActV2": dspy.ReActV2(QA, tools=[look]),
+            "RLM": dspy.RLM(QA, interpreter_factory=dspy.LocalInterpreter),
+            "Flex": dspy.Flex(QA, interpreter_factory=dspy.LocalInterpreter),
+        }
+
+
+def working(prompt: Any) -> dict[str, Any]:
+    """What each agent needs to hear to come to an end at once."""
+    answer = {"answer": "42"}
+    words = {
+        **answer,
+        "next_tool_name": "finish",
+        "next_tool_args": {},
+        "tool_calls": {"tool_calls": [{"name": "submit", "args": answer}]},
+        "generated_code": "print(6 * 7)",
+        "finished": True,
+        "code": "SUBMIT(answer='42')",
+    }
+    return {name: words.get(name, name) for name in requested_fields(prompt)}
+
+
+@pytest.mark.filterwarnings("ignore:The 'prefix' argument:DeprecationWarning")  # DSPy's own
+def test_an_agent_has_the_signature_that_it_answers_and_what_is_around_it_has_none() -> None:
+    for agent in agents().values():
+        assert list(agent.signature.output_fields) == ["answer"]
+
+    def reward(arguments: Any, prediction: Any) -> float:
+        return 1.0
+
+    inner = dspy.ChainOfThought(QA)
+    for kind in (dspy.BestOfN, dspy.Refine):
+        assert not hasattr(kind(inner, N=1, reward_fn=reward, threshold=1.0), "signature")
+    assert not hasattr(inner, "signature")
+    assert not hasattr(dspy.MultiChainComparison(QA), "signature")
+
+
+@pytest.mark.filterwarnings("ignore:Passing OpenAI-style:DeprecationWarning")
+def test_what_agents_leave_beside_the_outputs_of_their_signature() -> None:
+    left: dict[str, list[str]] = {}
+    with dspy.context(lm=ScriptedLM(working)):
+        for name, agent in agents().items():
+            left[name] = sorted({*agent(question="x").keys()} - {"answer"})
+    assert left == {
+        "CodeAct": ["reasoning", "trajectory"],
+        "ProgramOfThought": ["reasoning"],
+        "ReAct": ["reasoning", "trajectory"],
+        "ReActV2": ["history", "termination_reason"],
+        "RLM": ["final_reasoning", "trajectory"],
+        "Flex": [],
+    }
+
+
+def test_a_callback_is_handed_the_very_prediction_that_a_module_returns() -> None:
+    class Noting(BaseCallback):
+        def __init__(self) -> None:
+            self.begun: dict[str, Any] = {}
+            self.ended: list[tuple[Any, Any]] = []
+
+        def on_module_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+            self.begun[call_id] = instance
+
+        def on_module_end(
+            self, call_id: str, outputs: Any, exception: BaseException | None = None
+        ) -> None:
+            self.ended.append((self.begun[call_id], outputs))
+
+    agent, noting = dspy.ReAct(QA, tools=[look]), Noting()
+    with dspy.context(lm=ScriptedLM(working), callbacks=[noting]):
+        returned = [agent(question="x"), asyncio.run(agent.acall(question="x"))]
+    ended = [outputs for module, outputs in noting.ended if module is agent]
+    assert [id(outputs) for outputs in ended] == [id(prediction) for prediction in returned]
+
+
+def test_a_prediction_right_from_a_predictor_knows_its_signature_and_its_fields() -> None:
+    predict = dspy.ChainOfThought(QA)
+    prediction = predict(question="x")
+    assert prediction.completions.signature is predict.predict.signature
+    prediction.added = 1
+    assert ("answer" in prediction.completions, "added" in prediction.completions) == (True, False)
+    assert dspy.Prediction(answer="x").completions is None
+
+
+def test_a_react_v2_without_a_history_begins_one_and_adds_to_it_in_place() -> None:
+    agent = agents()["ReActV2"]
+    steps = iter(["look", "submit"])
+
+    def stepping(prompt: Any) -> dict[str, Any]:
+        name = next(steps)
+        arguments = {"at": "here"} if name == "look" else {"answer": "42"}
+        call = {"name": name, "args": arguments}
+        return {"next_thought": "hm", "tool_calls": {"tool_calls": [call]}}
+
+    lengths: list[int] = []
+
+    class Measuring(Recording):
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            lengths.append(len(kwargs["inputs"]["history"].messages))
+            return super().__call__(*args, **kwargs)
+
+    adapter = Measuring()
+    with dspy.context(lm=ScriptedLM(stepping), adapter=adapter):
+        prediction = agent(question="x")
+    first, second = (kwargs["inputs"]["history"] for _, kwargs, _ in adapter.calls)
+    assert lengths == [0, 1]
+    assert first is second is prediction.history
+    assert "history" not in agent.signature.input_fields
+    assert [callers[-2] for _, _, callers in adapter.calls] == [agent, agent]
+    assert [list(message) for message in first.messages] == [
+        ["question", "next_thought", "tool_calls"],
+        ["next_thought", "tool_calls", "answer"],
+    ]
+
+
+def test_a_code_act_inherits_an_aforward_that_is_none_of_its_own() -> None:
+    assert dspy.CodeAct.aforward is dspy.ReAct.aforward
+    with (
+        dspy.context(lm=ScriptedLM(working)),
+        pytest.raises(AttributeError, match="no attribute 'react'"),
+    ):
+        asyncio.run(agents()["CodeAct"].acall(question="x"))
+
+
+def test_which_modules_have_no_aforward() -> None:
+    without = [
+        dspy.BestOfN,
+        dspy.Refine,
+        dspy.ProgramOfThought,
+        dspy.MultiChainComparison,
+        dspy.Flex,
+    ]
+    assert not any(hasattr(kind, "aforward") for kind in without)
+    awaited = [dspy.Predict, dspy.ChainOfThought, dspy.ReAct, dspy.ReActV2, dspy.RLM]
+    assert all(hasattr(kind, "aforward") for kind in awaited)
+
+
+def test_agents_take_arguments_that_are_no_inputs() -> None:
+    made = agents()
+    with dspy.context(lm=ScriptedLM(working)):
+        for name in ("CodeAct", "ReAct", "ReActV2"):
+            assert made[name](question="x", max_iters=1).answer == "42"
+        found = made["RLM"](question="x", interpreter_factory=dspy.LocalInterpreter)
+        assert found.answer == "42"
+
+
+def test_a_history_is_no_variable_of_an_interpreter() -> None:
+    interpreter, past = dspy.LocalInterpreter, dspy.History(messages=[])
+    signature = "question, past: dspy.History -> answer"
+    for kind in (dspy.RLM, dspy.Flex):
+        program: Any = kind(signature, interpreter_factory=interpreter)
+        with (
+            dspy.context(lm=ScriptedLM(working)),
+            pytest.raises(Exception, match="JSON-compatible"),
+        ):
+            program(question="x", past=past)
+
+
+@pytest.mark.filterwarnings("ignore:Passing OpenAI-style:DeprecationWarning")
+def test_the_predictors_of_a_flex_are_made_in_each_call_and_run_in_its_context() -> None:
+    flex = agents()["Flex"]
+    assert flex.named_predictors() == []
+    seen: list[Any] = []
+
+    class Seeing(Recording):
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            seen.append(dspy.settings.get("a_key_of_ours"))
+            return super().__call__(*args, **kwargs)
+
+    adapter = Seeing()
+    with dspy.context(lm=ScriptedLM(working), adapter=adapter, a_key_of_ours="kept"):
+        for _ in range(2):
+            flex(question="x")
+    assert seen == ["kept", "kept"]
+    first, second = (callers[-1] for _, _, callers in adapter.calls)
+    assert isinstance(first, dspy.Predict)
+    assert first.stage != second.stage
+
+
+def test_an_rlm_brings_a_signature_to_each_call_of_a_predictor_it_keeps() -> None:
+    adapter, rlm = Recording(), agents()["RLM"]
+    with dspy.context(lm=ScriptedLM(working), adapter=adapter):
+        rlm(question="x")
+    ((_, kwargs, callers),) = adapter.calls
+    assert callers[-1] is rlm.generate_action
+    assert list(kwargs["signature"].output_fields) == ["reasoning", "code"]
+
+
+def test_an_avatar_cannot_be_made() -> None:
+    """Then there is nothing to put into a session; `docs/guide/modules.md` says so."""
+    avatar = inside("dspy.predict.avatar").Avatar
+    with pytest.raises(AttributeError, match="TypedPredictor"):
+        avatar(QA, tools=[])
+
+
+def test_a_history_is_copied_with_other_messages() -> None:
+    class Tagged(dspy.History):
+        tag: str
+
+    given = Tagged(messages=[{"a": 1}], tag="t")
+    copied = given.model_copy(update={"messages": [{"a": 2}]})
+    assert (type(copied), copied.tag, copied.messages) == (Tagged, "t", [{"a": 2}])
+    assert given.messages == [{"a": 1}]
+
+
+# --- evaluators, optimizers and their threads (evaluating.py, run.py, branch.py) -----------------
+
+
+class Stacks(dspy.Module):
+    """Keeps, for all copies, the names of the modules on the call stack of each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qa = dspy.Predict(QA)
+        Stacks.seen = []
+
+    seen: list[set[str]]
+
+    def forward(self, question: str) -> Any:
+        Stacks.seen.append({frame.f_globals["__name__"] for frame, _ in traceback.walk_stack(None)})
+        return self.qa(question=question)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_an_evaluation_calls_the_program_from_a_function_of_its_own(threads: int) -> None:
+    """Also in its threads; without it, trials would be recorded as turns."""
+    program = Stacks()
+    devset = [dspy.Example(question=str(n)).with_inputs("question") for n in range(3)]
+    inside("dspy").Evaluate(
+        devset=devset, metric=lambda *_: 1.0, num_threads=threads, display_progress=False
+    )(program)
+    assert len(program.seen) == 3
+    assert all("dspy.evaluate.evaluate" in names for names in program.seen)
+
+
+def test_every_optimizer_calls_the_program_from_its_own_file_or_by_an_evaluation() -> None:
+    """BootstrapFewShot and SIMBA do the former; the rest leave it to these two, or to Evaluate."""
+    devset = [dspy.Example(question=str(n)).with_inputs("question") for n in range(2)]
+    program = Stacks()
+    dspy.BootstrapFewShot(max_labeled_demos=0).compile(program, trainset=devset)
+    assert len(program.seen) == 2
+    assert all("dspy.teleprompt.bootstrap" in names for names in program.seen)
+    program = Stacks()
+    wrapped = inside("dspy.teleprompt.simba_utils").wrap_program(program, lambda *_: 1.0)
+    dspy.Parallel(num_threads=2, access_examples=False, disable_progress_bar=True)(
+        [(wrapped, example) for example in devset]
+    )
+    assert len(program.seen) == 2
+    assert all("dspy.teleprompt.simba_utils" in names for names in program.seen)
+    known = (
+        "bootstrap bootstrap_trace copro_optimizer gepa.gepa_utils grpo infer_rules knn_fewshot "
+        "mipro_optimizer_v2 random_search reanchor.calibrate simba simba_utils teleprompt_optuna"
+    )
+    assert {f"dspy.teleprompt.{name}" for name in known.split()} <= evaluating._EVALUATORS
+
+
+def test_parallel_and_batch_show_nothing_of_who_asked_in_their_threads() -> None:
+    """That is why `Session.batch` freezes the session first, and `Parallel` records."""
+    program = Stacks()
+    devset = [dspy.Example(question=str(n)).with_inputs("question") for n in range(2)]
+    program.batch(devset, num_threads=2, disable_progress_bar=True)
+    dspy.Parallel(num_threads=2, disable_progress_bar=True)([(program, e) for e in devset])
+    first, *others = program.seen
+    assert {"dspy.predict.parallel", "dspy.utils.parallelizer"} <= first
+    assert all(names == first for names in others)
+
+
+def test_a_batch_is_parallel_over_the_module_and_the_inputs() -> None:
+    assert "exec_pairs = [(self, example.inputs()) for example in examples]" in inspect.getsource(
+        dspy.Module.batch
+    )
+
+
+def test_tracing_leaves_a_bound_forward_on_the_program() -> None:
+    """`Branch._share` binds it anew: a copy would run the original."""
+    program = Nested()
+    devset = [dspy.Example(question="x").with_inputs("question")]
+    (row,) = inside("dspy").bootstrap_trace_data(program, devset)
+    assert (row["prediction"].answer, len(row["trace"])) == ("answer to x", 1)
+    assert vars(program)["forward"].__self__ is program
+    assert vars(copy.copy(program))["forward"].__self__ is program
+
+
+def test_knn_few_shot_runs_a_copy_of_its_student_inside_its_own_forward() -> None:
+    """`running_copy` shows that copy what the running turn sees."""
+    source = inspect.getsource(inside("dspy.teleprompt.knn_fewshot").KNNFewShot.compile)
+    assert "student_copy.forward = types.MethodType(forward_pass, student_copy)" in source
+    assert "return compiled_program(**kwargs)" in source
+    reset = dspy.Predict(QA).reset_copy
+    assert reset().stage == reset.__self__.stage  # type: ignore[attr-defined]
+
+
+def test_a_demo_is_complete_if_it_has_every_field_and_its_history_is_written_as_json() -> None:
+    """`told_demos` writes it as text; an unknown value of the field may be any text."""
+    adapter: Any = dspy.ChatAdapter()
+    given = {"question": "x", "answer": "y", "history": history("one")}
+    user, _ = adapter.format_demos(ByHand, [given])
+    assert '"messages"' in user["content"]
+    told, _ = adapter.format_demos(ByHand, [{**given, "history": "as text"}])
+    assert told["content"].endswith("[[ ## history ## ]]\nas text")
+    for kind in (*ADAPTERS, dspy.TwoStepAdapter):
+        assert kind.format_demos is dspy.Adapter.format_demos  # type: ignore[attr-defined]
+
+
+# --- what DSPy keeps of every call (docs/guide/servers.md) ---------------------------------------
+
+
+def kept(**settings: Any) -> dict[str, int]:
+    """How many entries each of DSPy's logs has after five calls under some settings."""
+    lm, program, everywhere = ScriptedLM(echo), Nested(), inside("dspy.clients.base_lm")
+    everywhere.GLOBAL_HISTORY.clear()
+    trace: list[Any] = []
+    with dspy.context(**{"lm": lm, "trace": trace, **settings}):
+        for n in range(5):
+            program(question=str(n))
+    logs = {"lm": lm.history, "global": everywhere.GLOBAL_HISTORY, "trace": trace}
+    logs |= {"program": program.history, "predictor": program.chain.predict.history}
+    return {name: len(log) for name, log in logs.items()}
+
+
+def test_what_dspy_logs_and_which_settings_bound_it() -> None:
+    logs = {"lm": 5, "global": 5, "program": 5, "predictor": 5}
+    assert kept() == {**logs, "trace": 5}
+    bounded = dict.fromkeys(["lm", "program", "predictor"], 2)
+    assert kept(max_history_size=2) == {**bounded, "global": 5, "trace": 5}
+    assert kept(max_history_size=0) == {**dict.fromkeys(bounded, 0), "global": 5, "trace": 5}
+    assert kept(disable_history=True) == {**dict.fromkeys(logs, 0), "trace": 5}
+    assert kept(max_trace_size=2) == {**logs, "trace": 2}
+    assert inside("dspy.clients.base_lm").MAX_HISTORY_SIZE == 10_000
+    assert (dspy.settings.max_history_size, dspy.settings.max_trace_size) == (10_000, 10_000)
+
+
+def test_usage_is_counted_without_the_logs_and_cost_is_not() -> None:
+    class Log(list[Any]):
+        history: list[Any]
+
+    caller, tracker = Log(), UsageTracker()
+    caller.history = []
+    with dspy.context(disable_history=True, usage_tracker=tracker, caller_modules=[caller]):
+        dspy.Predict(QA)(question="x")
+    assert tracker.get_total_tokens()["scripted"]["total_tokens"] > 0
+    assert caller.history == []
+
+
+# --- types (types.py, records.py) -----------------------------------------------------------------
+
+
+def test_dspys_types_hold_their_values_in_fields_and_live_in_dspys_package() -> None:
+    """Their tags are `dspy:` and the class's own name, so a module may move; a name may not."""
+    made = dspy.Code["python"], dspy.Code["python"]
+    assert made[0] is not made[1]  # so it is told by its name, in `ProgramCodecs.for_tag`
+    assert [kind.__qualname__ for kind in made] == ["Code_python"] * 2
+    choice = dspy.experimental.Choice[("a", ""), ("b", "")]
+    assert choice.__qualname__ == "Choice[('a', ''), ('b', '')]"
+    for kind in (*made, dspy.Image, dspy.Audio, dspy.File, dspy.Reasoning, dspy.ToolCalls):
+        assert kind.__module__.startswith("dspy.")
+        assert issubclass(kind, dspy.Type)
+        assert not kind.__private_attributes__
+        assert kind.__setstate__ is pydantic.BaseModel.__setstate__
+    assert dspy.Tool(len, args={}, arg_types={"x": int}).arg_types == {"x": int}
+    agent = dspy.ReAct("question -> answer", tools=[dspy.Tool(len, args={}, arg_types={})])
+    assert all(isinstance(tool, dspy.Tool) for tool in vars(agent)["tools"].values())

@@ -17,6 +17,7 @@ from dspy_session.core import (
     HistoryPolicy,
     Lock,
     OnMetricError,
+    Scope,
     SessionOptions,
     View,
     make_options,
@@ -34,6 +35,7 @@ ENUMERATIONS: dict[str, Any] = {
     "on_metric_error": OnMetricError,
     "copy_mode": CopyMode,
     "lock": Lock,
+    "scope": Scope,
 }
 
 WRONG: list[tuple[str, Any, str]] = [

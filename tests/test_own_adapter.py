@@ -15,8 +15,10 @@ from dspy.utils.callback import BaseCallback
 
 from dspy_session import SessionState, astep, sessionify, step
 from dspy_session.program import clear_render_cache, render_counts
-from dspy_session.program.adapter import AdapterKeeper, ConversationAdapter, wrap_adapter
-from dspy_session.program.rendering import WindowHistory, rendering_adapter
+from dspy_session.program.adapter import ConversationAdapter, wrap_adapter
+from dspy_session.program.own_adapters import AdapterKeeper
+from dspy_session.program.rendering import rendering_adapter
+from dspy_session.program.window_history import WindowHistory
 from dspy_session.testing import Prompt, ScriptedLM, requested_fields
 from tests.talk import QA, Asker, echo, history, pairs, past
 

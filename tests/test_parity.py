@@ -630,13 +630,15 @@ def test_X7_images_that_a_tool_returns_stay_images() -> None:
 
     lm = ScriptedLM(reply)
     with dspy.context(lm=lm):
-        session = sessionify(dspy.ReAct("question -> answer", tools=[camera, mailbox]))
+        agent = dspy.ReAct("question -> answer", tools=[camera, mailbox])
+        session = sessionify(agent, show_details=True)
         session(question="what is in the hall?")
         session(question="and now?")
     hall = "https://host.example/hall.png"
     seen = [images(entry["messages"]) for entry in lm.history]
     first_turn = [[], [hall], [hall], [hall]]  # three steps of the loop, and the answer
-    assert seen == [*first_turn, *([hall, *images] for images in first_turn)]
+    loop = [[hall, *images] for images in first_turn[:-1]]  # is told of the turn before, as text
+    assert seen == [*first_turn, *loop, [hall]]  # the answer has it as messages, without details
 
 
 @every_adapter

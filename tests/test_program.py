@@ -508,7 +508,7 @@ def test_X13_a_session_inside_a_turn_counts_for_both() -> None:
     program, lm = Outer(), PricedLM(echo)
     with dspy.context(lm=lm):
         state = talk(program, "x")
-    inner = program.inner.turns[0]
+    inner = state.nested["inner"].turns[0]
     assert (state.turns[0].cost, inner.cost) == (0.5, 0.25)
     assert state.turns[0].usage["scripted"]["total_tokens"] == words(lm)
     assert inner.usage["scripted"]["total_tokens"] < words(lm)

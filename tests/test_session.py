@@ -11,7 +11,6 @@ import dspy
 import pytest
 
 from dspy_session import (
-    CallError,
     HistoryError,
     ModuleTypeError,
     OptionError,
@@ -418,8 +417,6 @@ def test_D15_a_refused_program_changes_nothing() -> None:
         session.update_module(dspy.Predict)  # type: ignore[arg-type]
     with refused(session, HistoryError, "'history'"):
         session.update_module(dspy.Predict("question -> history"))
-    with refused(session, CallError, "session.module"):
-        session.update_module(session)
     assert session.module is module
     assert session.options is options
 

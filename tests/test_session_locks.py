@@ -115,10 +115,10 @@ def test_D16_moves_while_a_turn_runs_are_not_lost() -> None:
     assert session.turns[1].history_snapshot == history("one")
 
 
-def test_D16_batch_of_dspy_overlaps_too() -> None:
+def test_D16_parallel_of_dspy_overlaps_too() -> None:
     session = sessionify(dspy.Predict(QA))
-    examples = [dspy.Example(question=f"{n}").with_inputs("question") for n in range(6)]
-    results = session.batch(examples, num_threads=3, disable_progress_bar=True)
+    jobs = [(session, {"question": f"{n}"}) for n in range(6)]
+    results = dspy.Parallel(num_threads=3, disable_progress_bar=True)(jobs)
     assert [result.answer for result in results] == [f"answer to {n}" for n in range(6)]
     assert sorted(questions(session)) == [f"{n}" for n in range(6)]
 
@@ -339,10 +339,10 @@ def test_D16_an_async_session_inside_its_own_turn(
 
 def test_D16_also_from_a_worker_thread_of_dspy() -> None:
     def attempt(session: Session) -> list[Exception]:
-        example = dspy.Example(question="again").with_inputs("question")
-        _, _, errors = session.batch(
-            [example], max_errors=9, return_failed_examples=True, disable_progress_bar=True
-        )
+        jobs = [(session, dspy.Example(question="again").with_inputs("question"))]
+        _, _, errors = dspy.Parallel(
+            max_errors=9, return_failed_examples=True, disable_progress_bar=True
+        )(jobs)
         return list(errors)
 
     session = asking(Asks(), attempt, "thread")

@@ -500,8 +500,7 @@ def test_D12_a_saved_program_carries_no_conversation(tmp_path: Path, lm: Scripte
     assert shown(loaded) == []
     ask(loaded, "one", "two")
     assert past(lm.prompts[-1]) == pairs("one")
-    inner: Any = loaded.module
-    assert questions(inner.inner) == ["one", "two"]
+    assert [turn.inputs["question"] for turn in loaded.state.nested["inner"]] == ["one", "two"]
 
 
 def test_D12_pickling_keeps_the_conversation() -> None:

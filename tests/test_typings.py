@@ -12,6 +12,7 @@ from pathlib import Path
 
 import dspy
 import pytest
+from dspy.streaming import StatusMessage
 from dspy.utils.usage_tracker import UsageTracker
 
 from tests import house
@@ -26,6 +27,8 @@ INSTANCES: dict[str, object] = {
     "dspy.Image": dspy.Image("data:image/png;base64,aGk="),
     "dspy.Module": dspy.Module(),
     "dspy.Predict": dspy.Predict("question -> answer"),
+    "dspy.Tool": dspy.Tool(len, args={}, arg_types={}),
+    "dspy.streaming.StatusMessage": StatusMessage("Calling tool search..."),
     "dspy.utils.usage_tracker.UsageTracker": UsageTracker(),
 }
 """One of every class whose attributes are set in `__init__`, where stubtest does not see them."""

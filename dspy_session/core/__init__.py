@@ -13,11 +13,13 @@ from dspy_session.core.options import (
     HistoryPolicy,
     Lock,
     OnMetricError,
+    Scope,
     SessionOptions,
     make_options,
 )
-from dspy_session.core.state import (
-    SessionState,
+from dspy_session.core.state import SessionState, start, visible_window, with_id
+from dspy_session.core.step import Step, commit, prepare
+from dspy_session.core.transitions import (
     annotate,
     record,
     redo,
@@ -25,14 +27,10 @@ from dspy_session.core.state import (
     reseed,
     reset,
     rewind,
-    start,
     truncate,
     undo,
-    visible_window,
-    with_id,
 )
-from dspy_session.core.step import Step, commit, prepare
-from dspy_session.core.turn import Run, Turn
+from dspy_session.core.turn import Attempt, Run, Turn
 from dspy_session.core.values import (
     ValueCodec,
     from_plain,
@@ -42,6 +40,7 @@ from dspy_session.core.values import (
 from dspy_session.core.window import Exchange, PlainHistory, View, Window
 
 __all__ = [
+    "Attempt",
     "CopyMode",
     "Exchange",
     "HistoryPolicy",
@@ -49,6 +48,7 @@ __all__ = [
     "OnMetricError",
     "PlainHistory",
     "Run",
+    "Scope",
     "SessionOptions",
     "SessionState",
     "Step",

@@ -1,173 +1,317 @@
 """A state as flat tables: what pickling and the wire format share.
 
 Snapshots share structure in memory: each turn's window looks at the conversation's log as it was.
-Written out one by one they would take space quadratic in the conversation. So the tables hold every
-exchange once, and *paths* that say which exchange stood at which position; a window is then a few
+So do the states that belong to a state: the paths ahead of it, and the conversations of sessions
+within its program, as each turn left them. Written out one by one they would take space quadratic
+in the conversation. So the tables hold every turn and every exchange once, and *paths* that say
+which of them stood at which position (`dspy_session.core.paths`); a window or a state is then a few
 numbers.
 
-Laws: `unpack(pack(s)) == s`, snapshots included; the number of table entries is linear in the
-number of turns plus the number of turns that were replaced; structure that was shared is shared
-again.
+Laws: `unpack(pack(s)) == s`, snapshots, paths ahead and nested states included; the number of table
+entries is linear in the number of turns plus the number of turns that were replaced; structure that
+was shared is shared again; reading takes time and memory in proportion to the tables.
 """
 
 from __future__ import annotations
 
 import copyreg
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from typing import Any, Final, TypeVar
 
-import msgspec
-
-from dspy_session.core.paths import Path, gather_paths, read_paths, write_paths
+from dspy_session.core.paths import (
+    Path,
+    gather_paths,
+    read_numbers,
+    read_vector,
+    write_patches,
+    write_paths,
+)
 from dspy_session.core.state import SessionState
-from dspy_session.core.turn import Run, Turn
-from dspy_session.core.vectors import PVector, vector
+from dspy_session.core.tables import FlatBeside, FlatState, FlatTurn, FlatWindow, Tables
+from dspy_session.core.turn import NOTHING_BESIDE, Beside, Turn
+from dspy_session.core.vectors import PVector, differing
 from dspy_session.core.window import Epoch, Exchange, View, Window
 
-__all__ = ["FlatState", "FlatTurn", "FlatWindow", "pack", "unpack"]
+__all__ = ["pack", "unpack"]
+
+_DEPTH: Final = 100
+"""How deep states may be nested in a file. No call of Python goes through as many sessions."""
 
 
-class FlatWindow(msgspec.Struct, frozen=True, array_like=True):
-    """A window by numbers: which path, from where to where, which seed, which view."""
-
-    path: int
-    start: int
-    stop: int
-    seed: int
-    view: int
+_Item = TypeVar("_Item")
 
 
-class FlatTurn(msgspec.Struct, frozen=True):
-    """A turn whose window is by numbers; its exchange is the one with the turn's own number."""
+class _Itself:
+    """A key for a thing that is equal to others, or has no hash: the very thing."""
 
-    index: int
-    window: FlatWindow
-    run: Run
-    score: float | None
-    feedback: str | None
+    __slots__ = ("thing",)
 
+    def __init__(self, thing: Any) -> None:
+        self.thing = thing
 
-class FlatState(msgspec.Struct, frozen=True):
-    """The tables of one state.
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Itself) and self.thing is other.thing
 
-    Attributes:
-        id: The session's id.
-        turns: The stored turns, then those that can be redone.
-        undone: How many of them can be redone.
-        first: The index of the oldest stored turn.
-        exchanges: First the turns' own, in their order; then those only a snapshot still shows.
-        paths: See `Path`.
-        seeds: The state's seed, then those of windows.
-        views: The views of windows.
-    """
-
-    id: str | None
-    turns: list[FlatTurn]
-    undone: int
-    first: int
-    exchanges: list[Exchange]
-    paths: list[Path]
-    seeds: list[tuple[Exchange, ...]]
-    views: list[View]
+    def __hash__(self) -> int:
+        return id(self.thing)
 
 
-class _Numbers:
-    """Numbers for values, in order of first appearance."""
+class _Numbers(dict[_Item, int]):
+    """Numbers for things, in order of first appearance: that of the keys."""
 
-    def __init__(self) -> None:
-        self.values: list[Any] = []
-        self._by_value: dict[Any, int] = {}
-
-    def of(self, value: Any) -> int:
-        if value not in self._by_value:
-            self._by_value[value] = len(self.values)
-            self.values.append(value)
-        return self._by_value[value]
-
-    def next_is(self, value: Any) -> None:
-        """Give the next number to `value`, even if it has one."""
-        self._by_value.setdefault(value, len(self.values))
-        self.values.append(value)
+    def __missing__(self, thing: _Item) -> int:
+        number = self[thing] = len(self)
+        return number
 
 
-def pack(state: SessionState) -> FlatState:
+# Writing
+
+
+def pack(state: SessionState) -> Tables:
     """Return the tables of a state.
 
     Args:
         state: Any state.
     """
-    turns = [*state.turns, *state.undone]
-    stretches, chosen = gather_paths([turn.window for turn in turns])
-    exchanges, seeds, views = _Numbers(), _Numbers(), _Numbers()
-    for turn in turns:
-        exchanges.next_is(turn.exchange)
-    seeds.of(state.seed)
-    flat_turns = [
-        FlatTurn(
-            index=turn.index,
-            window=FlatWindow(
-                path=path,
-                start=turn.window.start,
-                stop=turn.window.stop,
-                seed=seeds.of(turn.window.seed),
-                view=views.of(turn.window.view),
-            ),
-            run=turn.run,
-            score=turn.score,
-            feedback=turn.feedback,
+    return _Packing(state).tables()
+
+
+class _Packing:
+    """The tables while they fill. A state is entered after all that it refers to."""
+
+    def __init__(self, state: SessionState) -> None:
+        self.turns = _Numbers([(_Itself(turn), at) for at, turn in enumerate(state.path)])
+        self.seeds = _Numbers([(state.seed, 0)])
+        self.besides: dict[_Itself, int] = {}
+        self.flat_besides: list[FlatBeside] = []
+        self.states: dict[_Itself, int] = {}
+        self.entered: list[SessionState] = []
+        self.flat_states: list[FlatState] = []
+        self.ending: dict[int, int] = {}
+        """By turn, the latest state that has it last, or was the first to have it."""
+        self.state(state)
+
+    def state(self, state: SessionState) -> int:
+        """Return the number of a state."""
+        key = _Itself(state)
+        if key in self.states:
+            return self.states[key]
+        ahead = [self.state(other) for other in state.ahead]
+        before = self.beside(state.before)
+        base = self.base(state)
+        turns = {at: state.held[at] for at in self.changes(state, base)}
+        cells = [(at, self.turns[_Itself(turn)]) for at, turn in turns.items()]
+        for turn in turns.values():
+            self.beside(turn.beside)
+        number = self.states[key] = len(self.entered)
+        self.entered.append(state)
+        self.ending.update((turn, number) for _, turn in cells)
+        if state.tip > state.first:
+            self.ending[self.turns[_Itself(state.held[state.tip - state.first - 1])]] = number
+        self.flat_states.append(
+            FlatState(
+                id=state.id,
+                path=Path(base, state.first, state.tip, write_patches(cells, state.first)),
+                undone=state.tip - state.stop,
+                seed=self.seeds[state.seed],
+                before=before,
+                ahead=ahead,
+            )
         )
-        for turn, path in zip(turns, chosen, strict=True)
-    ]
-    paths = write_paths(stretches, exchanges.of)
-    return FlatState(
-        id=state.id,
-        turns=flat_turns,
-        undone=state.tip - state.stop,
-        first=state.first,
-        exchanges=exchanges.values,
-        paths=paths,
-        seeds=seeds.values,
-        views=views.values,
-    )
+        return number
+
+    def base(self, state: SessionState) -> int | None:
+        """Return the state that a state is most like: one that has its latest turn, if any has."""
+        if not self.entered:
+            return None
+        held = (state.held[at] for at in range(state.tip - state.first - 1, -1, -1))
+        turns = (self.turns.get(_Itself(turn)) for turn in held)
+        number = next((self.ending[turn] for turn in turns if turn in self.ending), None)
+        if number is not None and self.entered[number].first == state.first:
+            return number
+        return None
+
+    def changes(self, state: SessionState, base: int | None) -> Iterable[int]:
+        """Return the positions at which a state has other turns than its base."""
+        end = state.tip - state.first
+        if base is None:
+            return range(end)
+        other = self.entered[base]
+        common = min(end, other.tip - other.first)
+        return chain(differing(state.held, other.held, common), range(common, end))
+
+    def beside(self, beside: Beside) -> int | None:
+        """Return the number of what stands beside a turn."""
+        if not beside.states:
+            return None
+        key = _Itself(beside)
+        if key not in self.besides:
+            nested = {path: self.state(state) for path, state in beside.states.items()}
+            self.besides[key] = len(self.flat_besides)
+            self.flat_besides.append(FlatBeside(nested))
+        return self.besides[key]
+
+    def tables(self) -> Tables:
+        """Return the tables."""
+        turns: list[Turn] = [key.thing for key in self.turns]
+        stretches, chosen = gather_paths([turn.window for turn in turns])
+        exchanges, views = _Numbers[Exchange](), _Numbers[View]()
+        flat_turns = [
+            FlatTurn(
+                index=turn.index,
+                exchange=exchanges[turn.exchange],
+                window=FlatWindow(
+                    path=path,
+                    start=turn.window.start,
+                    stop=turn.window.stop,
+                    seed=self.seeds[turn.window.seed],
+                    view=views[turn.window.view],
+                ),
+                run=turn.run,
+                score=turn.score,
+                feedback=turn.feedback,
+                beside=self.beside(turn.beside),
+            )
+            for turn, path in zip(turns, chosen, strict=True)
+        ]
+        return Tables(
+            turns=flat_turns,
+            paths=write_paths(stretches, exchanges.__getitem__),
+            exchanges=list(exchanges),
+            seeds=list(self.seeds),
+            views=list(views),
+            besides=self.flat_besides,
+            states=self.flat_states,
+        )
 
 
-def unpack(flat: FlatState) -> SessionState:
+# Reading
+
+
+def unpack(tables: Tables) -> SessionState:
     """Return the state whose tables these are.
 
     Args:
-        flat: What `pack` returned; numbers out of range raise `IndexError` or `ValueError`.
+        tables: What `pack` returned; numbers out of range raise `IndexError` or `ValueError`.
     """
-    exchanges = flat.exchanges
-    logs = _Logs(flat)
-    turns = [
-        Turn(
-            index=flat.first + number,
-            exchange=_at(exchanges, number),
-            window=logs.window(
-                turn.window, _at(flat.seeds, turn.window.seed), _at(flat.views, turn.window.view)
-            ),
-            run=turn.run,
-            score=turn.score,
-            feedback=turn.feedback,
+    return _Unpacking(tables).last()
+
+
+class _Unpacking:
+    """What was read so far. Nothing refers to what comes later, so nothing can contain itself."""
+
+    def __init__(self, tables: Tables) -> None:
+        self.tables = tables
+        self.turns: dict[int, Turn] = {}
+        self.besides: dict[int, tuple[Beside, int]] = {}
+        self.states: list[SessionState] = []
+        self.depths: list[int] = []
+        self.logs: list[tuple[int, PVector[Exchange]]] = []
+        self.epochs = [Epoch(number) for number in range(len(tables.paths))]
+        for path in tables.paths:
+            base = None if path.base is None else _at(self.logs, path.base)
+            numbers = read_numbers(path, len(tables.exchanges))
+            cells = {at: tables.exchanges[number] for at, number in numbers.items()}
+            self.logs.append(read_vector(path, cells, base))
+        for flat in tables.states:
+            self.states.append(self.state(flat))
+
+    def last(self) -> SessionState:
+        """Return the state that the tables are about."""
+        if len(self.turns) < len(self.tables.turns):
+            raise ValueError("some turns are in no state")
+        return _at(self.states, len(self.states) - 1)
+
+    def state(self, flat: FlatState) -> SessionState:
+        """Return the next state."""
+        path, held_before, log_before = flat.path, None, None
+        if path.base is not None:
+            base = _at(self.states, path.base)
+            if base.first != path.start:
+                raise ValueError(f"a state from {path.start} on is based on another beginning")
+            held_before, log_before = (base.first, base.held), (base.first, base.log)
+        numbers = read_numbers(path, len(self.tables.turns))
+        turns = {at: self.turn(number, at) for at, number in numbers.items()}
+        exchanges = {at: turn.exchange for at, turn in turns.items()}
+        _, held = read_vector(path, turns, held_before)
+        _, log = read_vector(path, exchanges, log_before)
+        ahead = tuple(_at(self.states, number) for number in flat.ahead)
+        if any(other.ahead or other.first != path.start for other in ahead):
+            raise ValueError("a path ahead begins elsewhere, or has paths ahead itself")
+        if not 0 <= flat.undone <= path.stop - path.start:
+            raise ValueError(f"{flat.undone} of the turns from {path.start} to {path.stop} undone")
+        self.measure(flat, [self.tables.turns[number].beside for number in numbers.values()])
+        return SessionState(
+            id=flat.id,
+            seed=_at(self.tables.seeds, flat.seed),
+            log=log,
+            held=held,
+            first=path.start,
+            stop=path.stop - flat.undone,
+            tip=path.stop,
+            epoch=Epoch(len(self.epochs)),  # of its own: nothing is known of the turns to come
+            before=self.beside(flat.before)[0],
+            ahead=ahead,
         )
-        for number, turn in enumerate(flat.turns)
-    ]
-    if not 0 <= flat.undone <= len(turns) or flat.first < 0:
-        raise ValueError(f"{flat.undone} undone of {len(turns)} turns from {flat.first} on")
-    if [turn.index for turn in flat.turns] != [turn.index for turn in turns]:
-        raise ValueError("turn indices are not consecutive")
-    tip = flat.first + len(turns)
-    log = vector(exchanges[: len(turns)])
-    return SessionState(
-        id=flat.id,
-        seed=_at(flat.seeds, 0),
-        log=log,
-        held=vector(turns),
-        first=flat.first,
-        stop=tip - flat.undone,
-        tip=tip,
-        epoch=logs.epoch_of(log, flat.first),
-    )
+
+    def measure(self, flat: FlatState, besides: Iterable[int | None]) -> None:
+        """Note how deep the next state goes: no deeper than what walks over states can."""
+        depth = max(self.beside(number)[1] for number in (flat.before, *besides))
+        others = flat.ahead if flat.path.base is None else [*flat.ahead, flat.path.base]
+        depth = max([depth, *(self.depths[number] for number in others)])
+        if depth > _DEPTH:
+            raise ValueError(f"states are nested more than {_DEPTH} deep")
+        self.depths.append(depth)
+
+    def turn(self, number: int, at: int) -> Turn:
+        """Return a turn, of which the numbers say that it stands at this position."""
+        flat = self.tables.turns[number]
+        if flat.index != at:
+            raise ValueError(f"turn {flat.index} stands at {at}")
+        if number not in self.turns:
+            self.turns[number] = Turn(
+                index=flat.index,
+                exchange=_at(self.tables.exchanges, flat.exchange),
+                window=self.window(flat.window),
+                run=flat.run,
+                score=flat.score,
+                feedback=flat.feedback,
+                beside=self.beside(flat.beside)[0],
+            )
+        return self.turns[number]
+
+    def beside(self, number: int | None) -> tuple[Beside, int]:
+        """Return what stands beside a turn, and how deep it goes."""
+        if number is None:
+            return NOTHING_BESIDE, 0
+        if number not in self.besides:
+            nested = _at(self.tables.besides, number).nested
+            beside = Beside({path: _at(self.states, at) for path, at in nested.items()})
+            depth = 1 + max((self.depths[at] for at in nested.values()), default=0)
+            self.besides[number] = beside, depth
+        return self.besides[number]
+
+    def window(self, flat: FlatWindow) -> Window:
+        """Return what a call saw."""
+        seed, view = _at(self.tables.seeds, flat.seed), _at(self.tables.views, flat.view)
+        start, stop = flat.start, flat.stop
+        if start == stop >= 0 == flat.path:
+            return Window(seed=seed, offset=start, start=start, stop=stop, view=view)
+        path = _at(self.tables.paths, flat.path)
+        if not path.start <= start < stop <= path.stop:
+            raise IndexError(f"a window shows {start} to {stop} of a path that has less")
+        offset, log = self.logs[flat.path]
+        epoch = self.epochs[flat.path]
+        return Window(
+            seed=seed, log=log, offset=offset, start=start, stop=stop, epoch=epoch, view=view
+        )
+
+
+def _at(items: Sequence[_Item], number: int) -> _Item:
+    if number < 0:
+        raise IndexError(f"negative number {number}")
+    return items[number]
 
 
 def _reduce(state: SessionState) -> tuple[Any, ...]:
@@ -176,52 +320,3 @@ def _reduce(state: SessionState) -> tuple[Any, ...]:
 
 # Pickling turn by turn would write what each snapshot shows: quadratic in the conversation.
 copyreg.pickle(SessionState, _reduce)
-
-
-class _Logs:
-    """The logs of a flat state's paths, each in an epoch of its own."""
-
-    def __init__(self, flat: FlatState) -> None:
-        self.paths = flat.paths
-        self.logs = read_paths(flat.paths, flat.exchanges)
-        self.epochs = [Epoch(number) for number in range(len(flat.paths))]
-
-    def window(self, flat: FlatWindow, seed: tuple[Exchange, ...], view: View) -> Window:
-        start, stop = flat.start, flat.stop
-        if start == stop >= 0 == flat.path:
-            return Window(seed=seed, offset=start, start=start, stop=stop, view=view)
-        path = _at(self.paths, flat.path)
-        if not path.start <= start < stop <= path.stop:
-            raise IndexError(f"a window shows {start} to {stop} of a path that has less")
-        offset, log = self.logs[flat.path]
-        return Window(
-            seed=seed,
-            log=log,
-            offset=offset,
-            start=start,
-            stop=stop,
-            epoch=self.epochs[flat.path],
-            view=view,
-        )
-
-    def epoch_of(self, log: PVector[Exchange], first: int) -> Epoch:
-        """The epoch in which a state with this log goes on: the last path's, if it has led there.
-
-        So saving and loading after every turn does not begin a path each time.
-        """
-        if not self.paths:
-            return Epoch()
-        path, (offset, latest) = self.paths[-1], self.logs[-1]
-        common = range(max(first, path.start), min(first + len(log), path.stop))
-        if all(log[position - first] is latest[position - offset] for position in common):
-            return self.epochs[-1]
-        return Epoch(len(self.paths))
-
-
-_Item = TypeVar("_Item")
-
-
-def _at(items: Sequence[_Item], number: int) -> _Item:
-    if number < 0:
-        raise IndexError(f"negative number {number}")
-    return items[number]

@@ -25,6 +25,7 @@ __all__ = [
     "HistoryPolicy",
     "Lock",
     "OnMetricError",
+    "Scope",
     "SessionOptions",
     "make_options",
 ]
@@ -72,6 +73,15 @@ class Lock(enum.StrEnum):
     """One at a time, for tasks that await `acall`."""
 
 
+class Scope(enum.StrEnum):
+    """Which predictors see the conversation."""
+
+    PROGRAM = "program"
+    """Those of the program, and copies of them."""
+    ALL = "all"
+    """Whichever runs during a turn: also what the program makes on the fly, and judges."""
+
+
 class SessionOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The options of a session; `sessionify` takes them as keywords of the same names.
 
@@ -90,6 +100,11 @@ class SessionOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             program's own history field.
         copy_mode: What is done with a given program, see `CopyMode`.
         lock: Whether turns wait for each other, see `Lock`.
+        scope: Which predictors see the conversation, see `Scope`.
+        show_details: Whether later prompts that show the conversation as readable text also show
+            run details, such as an agent's `trajectory`.
+        max_stored_attempts: At most this many of the latest failed and cancelled calls are kept for
+            inspection; None for all.
 
     Raises:
         OptionError: A value is not one the option can have.
@@ -109,6 +124,9 @@ class SessionOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     strict_history_annotation: bool = False
     copy_mode: CopyMode = CopyMode.DEEP
     lock: Lock = Lock.NONE
+    scope: Scope = Scope.PROGRAM
+    show_details: bool = False
+    max_stored_attempts: int | None = 8
 
     def __post_init__(self) -> None:
         """Check and normalise every option."""
@@ -118,7 +136,7 @@ class SessionOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
                 f"history_field must be a Python identifier, not {self.history_field!r}."
             )
         set_(self, "history_field", str.__str__(self.history_field))
-        for name in ("max_turns", "max_stored_turns"):
+        for name in ("max_turns", "max_stored_turns", "max_stored_attempts"):
             set_(self, name, _count(name, getattr(self, name)))
         excluded = () if self.exclude_fields is None else self.exclude_fields
         set_(self, "exclude_fields", _names("exclude_fields", excluded))
@@ -131,17 +149,17 @@ class SessionOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         )
         set_(self, "copy_mode", _member("copy_mode", CopyMode, self.copy_mode))
         set_(self, "lock", _member("lock", Lock, self.lock))
-        if not isinstance(self.strict_history_annotation, bool):
-            raise OptionError(
-                "strict_history_annotation must be True or False, "
-                f"not {self.strict_history_annotation!r}."
-            )
+        set_(self, "scope", _member("scope", Scope, self.scope))
+        for name in ("strict_history_annotation", "show_details"):
+            if not isinstance(getattr(self, name), bool):
+                raise OptionError(f"{name} must be True or False, not {getattr(self, name)!r}.")
 
     @property
     def view(self) -> View:
         """Which fields of past turns later prompts show."""
         only = self.history_input_fields
-        return _view(frozenset(self.exclude_fields), None if only is None else frozenset(only))
+        inputs = None if only is None else frozenset(only)
+        return _view(frozenset(self.exclude_fields), inputs, self.show_details)
 
     def replace(self, **changes: Any) -> SessionOptions:
         """Return these options with some changed; see `make_options` for what is refused."""
@@ -149,8 +167,10 @@ class SessionOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 @functools.lru_cache(maxsize=64)
-def _view(exclude: frozenset[str], inputs: frozenset[str] | None) -> View:
-    return View(exclude=exclude, inputs=inputs)  # one for all turns under the same options
+def _view(exclude: frozenset[str], inputs: frozenset[str] | None, details: bool) -> View:
+    return View(
+        exclude=exclude, inputs=inputs, details=details
+    )  # one for all turns under the same options
 
 
 def make_options(given: Mapping[str, Any]) -> SessionOptions:

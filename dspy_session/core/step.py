@@ -9,6 +9,8 @@ Laws:
 - `commit` may be given a newer state than `prepare` was: overlapping calls are appended in the
   order in which they end, and each keeps the snapshot of what it really saw.
 - A step that only replays an explicit history records nothing: `commit` returns the same state.
+- A step that answers a turn again sees what was there before that turn. The turn is recorded in its
+  place, and the conversation as it was until then stays ahead, for `redo`.
 
 Clock readings, ids and usage come in as a `Run`; this module has none of them.
 """
@@ -22,7 +24,8 @@ import msgspec
 
 from dspy_session.core.copies import copy_fields
 from dspy_session.core.options import HistoryPolicy, SessionOptions
-from dspy_session.core.state import SessionState, record, reseed, visible_window
+from dspy_session.core.state import SessionState, visible_window
+from dspy_session.core.transitions import record, reseed, rewind
 from dspy_session.core.turn import Run, Turn
 from dspy_session.core.window import Exchange, Window, seed_exchanges
 from dspy_session.errors import HistoryError
@@ -39,6 +42,8 @@ class Step(msgspec.Struct, frozen=True, eq=False):
         explicit: Whether the caller passed the history.
         records: Whether the turn will be recorded.
         seed: If not None, the conversation begins anew with it when the turn is recorded.
+        replaces: The absolute index of the turn that is answered again, if one is.
+        nested: The states of sessions within the program as the call finds them, by module path.
     """
 
     inputs: dict[str, Any]
@@ -46,6 +51,8 @@ class Step(msgspec.Struct, frozen=True, eq=False):
     explicit: bool = False
     records: bool = True
     seed: tuple[Exchange, ...] | None = None
+    replaces: int | None = None
+    nested: Mapping[str, SessionState] = {}
 
 
 def prepare(
@@ -53,6 +60,7 @@ def prepare(
     inputs: Mapping[str, Any],
     options: SessionOptions,
     history: Sequence[Mapping[str, Any]] | None = None,
+    at: int | None = None,
 ) -> Step:
     """Decide what a call sees and whether it will be remembered.
 
@@ -62,8 +70,10 @@ def prepare(
         options: The session's options.
         history: The messages of a history that the caller passed, or None. It is shown as it is:
             neither windowed nor filtered, except that a replaced session filters its new seed.
+        at: The absolute index of a turn to answer again; None for a new turn.
 
     Raises:
+        TurnIndexError: No stored turn has the index `at`.
         HistoryError: An input is named like the history field, or `history` holds something else
             than dicts of fields.
         CallError: `inputs` is no mapping from names to values.
@@ -75,14 +85,22 @@ def prepare(
     """
     fields = copy_fields(inputs, "inputs")
     refuse_history_field(fields, options, "an input")
+    if at is not None:
+        state = rewind(state, state.turn(at).index)
     if history is None:
-        return Step(fields, visible_window(state, options))
+        return Step(fields, visible_window(state, options), replaces=at, nested=state.nested)
     given = seed_exchanges(history)
     if options.history_policy is HistoryPolicy.REPLACE_SESSION:
         window = visible_window(reseed(state, given), options)
         return Step(fields, window, explicit=True, seed=given)
-    records = options.history_policy is HistoryPolicy.USE_IF_PROVIDED
-    return Step(fields, Window(seed=given), explicit=True, records=records)
+    return Step(
+        fields,
+        Window(seed=given),
+        explicit=True,
+        records=options.history_policy is HistoryPolicy.USE_IF_PROVIDED,
+        replaces=at,
+        nested=state.nested,
+    )
 
 
 def commit(
@@ -91,6 +109,8 @@ def commit(
     outputs: Mapping[str, Any],
     run: Run,
     options: SessionOptions,
+    details: Mapping[str, Any] | None = None,
+    nested: Mapping[str, SessionState] | None = None,
 ) -> tuple[Turn | None, SessionState]:
     """Remember a turn that ran.
 
@@ -100,6 +120,9 @@ def commit(
         outputs: What the program returned, by name.
         run: How the run went.
         options: The session's options.
+        details: What the run left beside its outputs, by name.
+        nested: The states of sessions within the program, as the run left them, by module path;
+            those of other paths stay as they are in `state`.
 
     Returns:
         The turn and the new state; None and the same state for a step that records nothing.
@@ -117,11 +140,19 @@ def commit(
     """
     if not step.records:
         return None, state
-    exchange = Exchange(step.inputs, outputs)
+    exchange = Exchange(step.inputs, outputs, details or {})
     refuse_history_field(outputs, options, "an output")
     if step.seed is not None:
         state = reseed(state, step.seed)
-    return record(state, exchange, step.window, run, options.max_stored_turns)
+    return record(
+        state,
+        exchange,
+        step.window,
+        run,
+        options.max_stored_turns,
+        replaces=step.replaces,
+        nested=nested,
+    )
 
 
 def refuse_history_field(fields: Mapping[str, Any], options: SessionOptions, what: str) -> None:

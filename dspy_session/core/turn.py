@@ -1,10 +1,13 @@
-"""One recorded turn: what went in, what came out, what the call saw, and how the run went.
+"""A recorded turn: what went in, what came out, what the call saw, how the run went. An attempt.
 
 Rules:
 
 - A turn never changes; scoring or editing makes a new one.
+- What goes along with a conversation without being shown stands *beside* its turns, as of the end
+  of each: the conversations of the sessions within the program.
 - `turn.index` is the turn's absolute position in the conversation and survives trimming.
-- What is handed out (`inputs`, `outputs`, `usage`, the snapshot) is a copy.
+- What is handed out (`inputs`, `outputs`, `details`, `usage`, the snapshot) is a copy.
+- A call that failed or was cancelled is an `Attempt`: no turn, in no prompt, in no example.
 
 This module does not know where ids, times and costs come from: they arrive in a `Run`.
 """
@@ -12,14 +15,18 @@ This module does not know where ids, times and costs come from: they arrive in a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from dspy_session.core.copies import private_copy
 from dspy_session.core.window import Exchange, Window
 
-__all__ = ["Run", "Turn"]
+if TYPE_CHECKING:  # the two types contain each other
+    from dspy_session.core.state import SessionState
+
+__all__ = ["Attempt", "Beside", "Run", "Turn"]
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -33,6 +40,7 @@ class Run(msgspec.Struct, frozen=True):
             nothing.
         cost: What the calls cost, in US dollars; None when no call said.
         fingerprint: A digest of the program's predictors: signatures and demos.
+        request_id: The caller's own name for the request, if the call brought one.
     """
 
     id: str = ""
@@ -41,6 +49,53 @@ class Run(msgspec.Struct, frozen=True):
     usage: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...] = ()
     cost: float | None = None
     fingerprint: str | None = None
+    request_id: str | None = None
+
+
+class Beside(msgspec.Struct, frozen=True, eq=False):
+    """What stands beside the turns of a conversation, as of the end of one of them.
+
+    Turns that end with the same things beside them share one.
+
+    Attributes:
+        states: The conversations of the sessions within the program, by module path; read `nested`
+            instead.
+    """
+
+    states: Mapping[str, SessionState] = {}
+
+    @property
+    def nested(self) -> Mapping[str, SessionState]:
+        """The conversations of the sessions within the program, by module path."""
+        return MappingProxyType(self.states)
+
+    def with_nested(self, states: Mapping[str, SessionState] | None) -> Beside:
+        """Return this with the states of some paths put in the place of those there were.
+
+        Args:
+            states: By module path; None or nothing for no change.
+        """
+        if not states:
+            return self
+        return Beside({**self.states, **states})
+
+    def same_as(self, other: Beside, known: Known) -> bool:
+        """Whether both hold equal states under the same paths.
+
+        Args:
+            other: What to compare with.
+            known: See `Turn.same_as`.
+        """
+        return self is other or (
+            self.states.keys() == other.states.keys()
+            and all(state.same_as(other.states[path], known) for path, state in self.states.items())
+        )
+
+
+NOTHING_BESIDE: Final = Beside()
+
+Known = set[tuple[int, int]]
+"""Pairs of turns, by address, that a comparison under way has already looked at."""
 
 
 class Turn(msgspec.Struct, frozen=True, eq=False, weakref=True, kw_only=True):
@@ -55,6 +110,7 @@ class Turn(msgspec.Struct, frozen=True, eq=False, weakref=True, kw_only=True):
         run: Id, time, duration, usage, cost and fingerprint.
         score: The last score given, if any.
         feedback: What the metric said beside the score, if it did.
+        beside: What stood beside the conversation when the turn had ended; read `nested` instead.
     """
 
     index: int
@@ -63,6 +119,7 @@ class Turn(msgspec.Struct, frozen=True, eq=False, weakref=True, kw_only=True):
     run: Run = Run()
     score: float | None = None
     feedback: str | None = None
+    beside: Beside = NOTHING_BESIDE
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -73,6 +130,16 @@ class Turn(msgspec.Struct, frozen=True, eq=False, weakref=True, kw_only=True):
     def outputs(self) -> dict[str, Any]:
         """A copy of what the program returned; a plain return is under `"output"`."""
         return self.exchange.outputs
+
+    @property
+    def details(self) -> dict[str, Any]:
+        """A copy of what the run left beside its outputs, such as an agent's `trajectory`."""
+        return self.exchange.details
+
+    @property
+    def nested(self) -> Mapping[str, SessionState]:
+        """The conversations of the sessions within the program as this turn left them, by path."""
+        return self.beside.nested
 
     @property
     def history_snapshot(self) -> Any:
@@ -109,17 +176,40 @@ class Turn(msgspec.Struct, frozen=True, eq=False, weakref=True, kw_only=True):
         """A digest of the program's signatures and demos at the time of the call."""
         return self.run.fingerprint
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Turn):
-            return NotImplemented
-        return self is other or (
+    @property
+    def request_id(self) -> str | None:
+        """The caller's own name for the request, if the call brought one."""
+        return self.run.request_id
+
+    def same_as(self, other: Turn, known: Known) -> bool:
+        """Whether both turns show equal things, the states beside them included.
+
+        Args:
+            other: What to compare with.
+            known: Pairs that need no second look, for nested states share most of their turns. An
+                unequal pair ends the whole comparison, so whatever is in here has not been one.
+        """
+        pair = (id(self), id(other))
+        if self is other or pair in known:
+            return True
+        known.add(pair)
+        return (
             self.index == other.index
             and self.score == other.score
             and self.feedback == other.feedback
             and self.run == other.run
             and self.exchange.same_as(other.exchange)
             and self.window.same_as(other.window)
+            and self.beside.same_as(other.beside, known)
         )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Turn):
+            return NotImplemented
+        return self.same_as(other, set())
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other  # the one that msgspec brings compares identities
 
     def __hash__(self) -> int:
         return hash((self.index, self.run.id))
@@ -138,6 +228,51 @@ class Turn(msgspec.Struct, frozen=True, eq=False, weakref=True, kw_only=True):
 
     def _snapshot_repr(self) -> str:
         return f"History(messages={self.window.messages()!r})"
+
+
+class Attempt(msgspec.Struct, frozen=True, eq=False, kw_only=True):
+    """A call that ended without a turn: it failed, or it was cancelled.
+
+    Attributes:
+        exchange: The private inputs, and as outputs the text that had arrived; read `inputs` and
+            `partial` instead.
+        window: What the call saw of the past; read `history_snapshot` instead.
+        run: Id, time, duration, usage, cost and fingerprint, as of a turn.
+        cancelled: Whether the caller gave it up: a cancelled task, an abandoned stream, Ctrl-C.
+        error: What ended it, as text: the exception's type and message.
+    """
+
+    exchange: Exchange
+    window: Window
+    run: Run = Run()
+    cancelled: bool = False
+    error: str = ""
+
+    @property
+    def status(self) -> str:
+        """`"failed"` or `"cancelled"`."""
+        return "cancelled" if self.cancelled else "failed"
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """A copy of what the program was called with, without the history."""
+        return self.exchange.inputs
+
+    @property
+    def partial(self) -> dict[str, str]:
+        """The text of the output fields that had arrived; only a stream has any."""
+        return self.exchange.outputs
+
+    @property
+    def history_snapshot(self) -> Any:
+        """The `dspy.History` that the call saw."""
+        return self.window.history()
+
+    def __repr__(self) -> str:
+        return (
+            f"Attempt(status={self.status!r}, error={self.error!r}, inputs={self.inputs!r}, "
+            f"partial={self.partial!r})"
+        )
 
 
 def usage_pairs(usage: Mapping[str, Mapping[str, Any]]) -> Any:

@@ -6,9 +6,10 @@ Rules:
   keys. Everything else is a tagged dict, `{"$type": tag, "value": ...}`; a user's own dict that has
   a `"$type"` key is tagged itself, so no user value can be mistaken for a tag.
 - `from_plain(to_plain(x)) == x`, with equal types and equal key order.
-- Nothing is imported because stored data names it: a tag is looked up among the registered codecs.
+- Nothing is imported because stored data names it: a tag is looked up among the codecs at hand.
 
-This module does not know DSPy: `dspy_session.program` registers codecs for DSPy's types.
+The codecs at hand are the registered ones, and with a program also those of the types that its
+annotations name (`dspy_session.program.types`, for this module knows neither DSPy nor pydantic).
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ import msgspec
 from dspy_session.errors import FormatError, ValueCodecError
 
 __all__ = [
+    "REGISTERED",
     "ValueCodec",
+    "ValueCodecs",
     "from_plain",
     "register_value_codec",
     "to_plain",
@@ -57,6 +60,36 @@ _BY_TYPE: dict[type, ValueCodec] = {}
 _BY_TAG: dict[str, ValueCodec] = {}
 
 
+class ValueCodecs:
+    """Where codecs are looked up; this class itself finds the registered ones."""
+
+    def for_type(self, kind: type) -> ValueCodec | None:
+        """Return the codec that writes values of exactly this type, if there is one.
+
+        Args:
+            kind: The type of a value.
+
+        Raises:
+            ValueCodecError: There is more than one.
+        """
+        return _BY_TYPE.get(kind)
+
+    def for_tag(self, tag: str) -> ValueCodec | None:
+        """Return the codec that reads what was written under a tag, if there is one.
+
+        Args:
+            tag: A tag from stored data.
+
+        Raises:
+            FormatError: There is more than one.
+        """
+        return _BY_TAG.get(tag)
+
+
+REGISTERED: Final = ValueCodecs()
+"""The codecs that were registered, and no others."""
+
+
 def register_value_codec(codec: ValueCodec) -> None:
     """Teach the written form about one more type, for this process.
 
@@ -81,20 +114,21 @@ def register_value_codec(codec: ValueCodec) -> None:
             f"not {codec.tag!r} and {codec.type!r}."
         )
     known = _BY_TAG.get(codec.tag)
-    if known is not None and _qualified(known.type) != _qualified(codec.type):
+    if known is not None and qualified_name(known.type) != qualified_name(codec.type):
         raise ValueCodecError(
-            f"The tag {codec.tag!r} already stands for {_qualified(known.type)}; "
-            f"choose another tag for {_qualified(codec.type)}."
+            f"The tag {codec.tag!r} already stands for {qualified_name(known.type)}; "
+            f"choose another tag for {qualified_name(codec.type)}."
         )
     _BY_TAG[codec.tag] = codec
     _BY_TYPE[codec.type] = codec
 
 
-def to_plain(value: Any) -> Any:
+def to_plain(value: Any, codecs: ValueCodecs = REGISTERED) -> Any:
     """Return the plain form of `value`: JSON data, other types as tagged dicts.
 
     Args:
-        value: Any value made of registered types.
+        value: Any value made of types that `codecs` can write.
+        codecs: The codecs to use.
 
     Raises:
         ValueCodecError: The value, or a part of it, is of a type without a codec (the message names
@@ -105,7 +139,7 @@ def to_plain(value: Any) -> Any:
         {'$type': 'tuple', 'value': [1, 2]}
     """
     try:
-        return _plain(value)
+        return _plain(value, codecs)
     except RecursionError as error:
         raise ValueCodecError(
             "the value contains itself or is nested too deeply, so it has no written form; "
@@ -113,7 +147,7 @@ def to_plain(value: Any) -> Any:
         ) from error
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, codecs: ValueCodecs) -> Any:
     kind = type(value)
     if value is None or kind is bool:
         return value
@@ -125,29 +159,33 @@ def _plain(value: Any) -> Any:
     if kind is float:
         return value if math.isfinite(value) else _tagged("float", repr(value))
     if kind is list:
-        return [_plain(item) for item in value]
+        return [_plain(item, codecs) for item in value]
     if kind is dict:
-        return _encode_dict(value)
-    codec = _BY_TYPE.get(kind)
+        return _encode_dict(value, codecs)
+    if kind is set or kind is frozenset:  # in one order, whatever the hash seed
+        return _tagged(kind.__name__, sorted((_plain(m, codecs) for m in value), key=repr))
+    codec = codecs.for_type(kind)
     if codec is None:
         raise ValueCodecError(
-            f"a value of type {_qualified(kind)} has no written form; register one with "
+            f"a value of type {qualified_name(kind)} has no written form; name the type in an "
+            "annotation of the program, if it is a model, dataclass or enum, or register one with "
             "dspy_session.register_value_codec(ValueCodec(tag, type, encode, decode))"
         )
     try:
         encoded = codec.encode(value)
-    except RecursionError:
+    except (ValueCodecError, RecursionError):
         raise
     except Exception as error:  # the codec is a user's code
         raise ValueCodecError(f"the codec {codec.tag!r} failed to encode: {error!r}") from error
-    return _tagged(codec.tag, _plain(encoded))
+    return _tagged(codec.tag, _plain(encoded, codecs))
 
 
-def from_plain(plain: Any) -> Any:
+def from_plain(plain: Any, codecs: ValueCodecs = REGISTERED) -> Any:
     """Return the value whose plain form is `plain`.
 
     Args:
         plain: What `to_plain` returned, perhaps after a trip through JSON or msgpack.
+        codecs: The codecs to use.
 
     Raises:
         FormatError: A tag is malformed or unknown, its codec rejects the data, or it is nested too
@@ -158,31 +196,33 @@ def from_plain(plain: Any) -> Any:
         (1, 2)
     """
     try:
-        return _value(plain)
+        return _value(plain, codecs)
     except RecursionError as error:
         raise FormatError("the stored data is nested too deeply") from error
 
 
-def _value(plain: Any) -> Any:
+def _value(plain: Any, codecs: ValueCodecs) -> Any:
     if isinstance(plain, list):
-        return [_value(item) for item in plain]
+        return [_value(item, codecs) for item in plain]
     if not isinstance(plain, dict):
         return plain
     if TYPE_KEY not in plain:
-        return {key: _value(item) for key, item in plain.items()}
+        return {key: _value(item, codecs) for key, item in plain.items()}
     tag = plain[TYPE_KEY]
     if set(plain) != {TYPE_KEY, VALUE_KEY} or not isinstance(tag, str):
         raise FormatError(
             f"a tagged value has the keys {sorted(map(str, plain))}, not $type, value"
         )
-    codec = _BY_TAG.get(tag)
+    codec = codecs.for_tag(tag)
     if codec is None:
         raise FormatError(
-            f"the stored data uses the type tag {tag!r}, which is not registered here; register "
-            "its codec with dspy_session.register_value_codec before loading"
+            f"the stored data uses the type tag {tag!r}, which is not registered here, and no "
+            "annotation of a given program names such a type; load it with the program that it "
+            "was saved with, or register a codec for the tag before loading, with "
+            "dspy_session.register_value_codec"
         )
     try:
-        return codec.decode(_value(plain[VALUE_KEY]))
+        return codec.decode(_value(plain[VALUE_KEY], codecs))
     except (FormatError, RecursionError):
         raise
     except Exception as error:  # a codec meets whatever a file contains
@@ -202,15 +242,18 @@ def _encode_text(text: str) -> Any:
     return text
 
 
-def _encode_dict(value: dict[Any, Any]) -> Any:
+def _encode_dict(value: dict[Any, Any], codecs: ValueCodecs) -> Any:
     if TYPE_KEY not in value and all(
         type(key) is str and _encode_text(key) is key for key in value
     ):
-        return {key: _plain(item) for key, item in value.items()}
-    return _tagged("dict", [[_plain(key), _plain(item)] for key, item in value.items()])
+        return {key: _plain(item, codecs) for key, item in value.items()}
+    return _tagged(
+        "dict", [[_plain(key, codecs), _plain(item, codecs)] for key, item in value.items()]
+    )
 
 
-def _qualified(kind: type) -> str:
+def qualified_name(kind: type) -> str:
+    """The name of a type, with its module, for messages."""
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
@@ -222,10 +265,6 @@ def _decode_float(text: str) -> float:
 
 def _decode_bytes(text: str) -> bytes:
     return base64.b64decode(text, validate=True)
-
-
-def _encode_members(members: set[Any] | frozenset[Any]) -> list[Any]:
-    return sorted(members, key=lambda member: repr(_plain(member)))  # whatever the hash seed
 
 
 def _encode_clock(value: dt.datetime | dt.time) -> Any:
@@ -255,8 +294,8 @@ for _codec in (
     ValueCodec("text", str, str, lambda b: _decode_bytes(b).decode("utf-8", "surrogatepass")),
     ValueCodec("dict", dict, lambda d: list(d.items()), dict),
     ValueCodec("tuple", tuple, list, tuple),
-    ValueCodec("set", set, _encode_members, set),
-    ValueCodec("frozenset", frozenset, _encode_members, frozenset),
+    ValueCodec("set", set, list, set),
+    ValueCodec("frozenset", frozenset, list, frozenset),
     ValueCodec("bytes", bytes, lambda b: base64.b64encode(b).decode(), _decode_bytes),
     ValueCodec("complex", complex, lambda c: [c.real, c.imag], lambda c: complex(*c)),
     ValueCodec("decimal", decimal.Decimal, str, decimal.Decimal),

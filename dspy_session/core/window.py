@@ -33,10 +33,12 @@ class View(msgspec.Struct, frozen=True):
         exclude: Names never shown, be they inputs or outputs, of turns or of the seed.
         inputs: If not None, the only *inputs* shown. Outputs, and messages of a seed, whose fields
             are not known to be inputs or outputs, are not affected.
+        details: Whether readable text shows run details too; messages never do.
     """
 
     exclude: frozenset[str] = frozenset()
     inputs: frozenset[str] | None = None
+    details: bool = False
 
 
 @functools.lru_cache(maxsize=1024)
@@ -46,24 +48,35 @@ def _shape(
     return inputs, outputs
 
 
-class Exchange:
-    """The inputs and outputs of one turn, as private copies.
+_NOTHING: Final[Mapping[str, Any]] = {}  # shared by all that have none; nobody changes it
 
-    A message of a seed history is an exchange too: there, all fields are kept as outputs.
+
+class Exchange:
+    """The inputs, the outputs and the run details of one turn, as private copies.
+
+    Details are what a run left beside its outputs, such as the steps of an agent's tool loop. They
+    are part of no message. A message of a seed history is an exchange too: there, all fields
+    are kept as outputs.
 
     Exchanges are compared by identity, so that what was made from one can be kept beside it;
     use `same_as` to compare contents.
     """
 
-    __slots__ = ("__weakref__", "_inputs", "_outputs", "shape")
+    __slots__ = ("__weakref__", "_details", "_inputs", "_outputs", "shape")
 
     shape: tuple[tuple[str, ...], tuple[str, ...]]
     """The names of the inputs and of the outputs; exchanges of one shape share one tuple."""
 
-    def __init__(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
-        """Copy `inputs` and `outputs`; see `copy_fields` for what is refused."""
+    def __init__(
+        self,
+        inputs: Mapping[str, Any],
+        outputs: Mapping[str, Any],
+        details: Mapping[str, Any] = _NOTHING,
+    ) -> None:
+        """Copy all three; see `copy_fields` for what is refused."""
         self._inputs = copy_fields(inputs, "inputs")
         self._outputs = copy_fields(outputs, "outputs")
+        self._details = copy_fields(details, "details") if details else _NOTHING
         self.shape = _shape(tuple(self._inputs), tuple(self._outputs))
 
     @property
@@ -76,9 +89,14 @@ class Exchange:
         """A copy of the outputs, in written order."""
         return {name: private_copy(value) for name, value in self._outputs.items()}
 
+    @property
+    def details(self) -> dict[str, Any]:
+        """A copy of the run details, in written order."""
+        return {name: private_copy(value) for name, value in self._details.items()}
+
     def with_outputs(self, outputs: Mapping[str, Any]) -> Exchange:
-        """Return an exchange of the same inputs and other outputs."""
-        return Exchange(self._inputs, outputs)
+        """Return an exchange of the same inputs and details, and other outputs."""
+        return Exchange(self._inputs, outputs, self._details)
 
     def shown(self, view: View) -> dict[str, Any]:
         """Return the fields that `view` shows, inputs first.
@@ -94,11 +112,24 @@ class Exchange:
         fields.update((n, v) for n, v in self._outputs.items() if n not in exclude)
         return fields
 
+    def told(self, view: View) -> dict[str, Any]:
+        """Return the fields that readable text shows: those of `shown`, and perhaps the details.
+
+        A field keeps its value where a detail has the same name.
+        """
+        fields = self.shown(view)
+        if view.details:
+            for name, value in self._details.items():
+                if name not in view.exclude:
+                    fields.setdefault(name, value)
+        return fields
+
     def same_as(self, other: Exchange) -> bool:
-        """Whether both have equal inputs and outputs, in the same order."""
+        """Whether both have equal inputs, outputs and details, in the same order."""
         return self is other or (
             list(self._inputs.items()) == list(other._inputs.items())
             and list(self._outputs.items()) == list(other._outputs.items())
+            and list(self._details.items()) == list(other._details.items())
         )
 
     def __copy__(self) -> Exchange:
@@ -108,10 +139,11 @@ class Exchange:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Exchange, (self._inputs, self._outputs)
+        return Exchange, (self._inputs, self._outputs, self._details)
 
     def __repr__(self) -> str:
-        return f"Exchange(inputs={self._inputs!r}, outputs={self._outputs!r})"
+        details = f", details={self._details!r}" if self._details else ""
+        return f"Exchange(inputs={self._inputs!r}, outputs={self._outputs!r}{details})"
 
 
 EMPTY: Final[PVector[Exchange]] = vector()

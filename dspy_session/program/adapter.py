@@ -16,20 +16,26 @@ so whatever an optimizer does to a predictor is what runs.
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Mapping
 from typing import Any, Final, final
 
 import dspy
 import msgspec
-from dspy.utils.callback import BaseCallback
 
 from dspy_session.core.window import View, Window
 from dspy_session.program.fingerprints import SignatureStamp, signature_stamp
 from dspy_session.program.frame import current_frame, owning_frame
+from dspy_session.program.listening import listening
 from dspy_session.program.markers import marked_text
-from dspy_session.program.rendering import WindowHistory, rendering_adapter, transcript
+from dspy_session.program.own_history import added_messages, is_begun
+from dspy_session.program.rendering import rendering_adapter, tells_history
 from dspy_session.program.slot import declared_history
+from dspy_session.program.transcripts import TRANSCRIPT, told_demos, transcript
+from dspy_session.program.window_history import WindowHistory, only_output, window_history
 
-__all__ = ["AdapterKeeper", "ConversationAdapter", "WatchedCallbacks", "wrap_adapter"]
+__all__ = ["ConversationAdapter", "wrap_adapter"]
 
 _TEXT_ONLY: Final = (dspy.TwoStepAdapter,)  # puts the bare repr of a History into the prompt
 
@@ -51,7 +57,7 @@ class ConversationAdapter:
 
     @property  # type: ignore[misc]  # DSPy asks isinstance(adapter, ...) and derives from __class__
     def __class__(self) -> type:
-        return type(self._inner)
+        return _derivable(type(self._inner))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(object.__getattribute__(self, "_inner"), name)
@@ -75,9 +81,11 @@ class ConversationAdapter:
     ) -> list[dict[str, Any]]:
         """Make one LM call with the conversation in it; what DSPy calls."""
         call = _plan(self._inner, _Call(lm, lm_kwargs, signature, demos, inputs))
-        answers: list[dict[str, Any]] = call.adapter(
-            call.lm, call.lm_kwargs, call.signature, call.demos, call.inputs
-        )
+        with listening(call.adapter, sync=True) as heard:
+            answers: list[dict[str, Any]] = call.adapter(
+                call.lm, call.lm_kwargs, call.signature, call.demos, call.inputs
+            )
+            heard(answers)
         return answers
 
     async def acall(
@@ -90,9 +98,11 @@ class ConversationAdapter:
     ) -> list[dict[str, Any]]:
         """As `__call__`, for async programs."""
         call = _plan(self._inner, _Call(lm, lm_kwargs, signature, demos, inputs))
-        answers: list[dict[str, Any]] = await call.adapter.acall(
-            call.lm, call.lm_kwargs, call.signature, call.demos, call.inputs
-        )
+        with listening(call.adapter, sync=False) as heard:
+            answers: list[dict[str, Any]] = await call.adapter.acall(
+                call.lm, call.lm_kwargs, call.signature, call.demos, call.inputs
+            )
+            heard(answers)
         return answers
 
     def format_user_message_content(
@@ -106,6 +116,23 @@ class ConversationAdapter:
         return marked_text(content, inputs) if isinstance(content, str) else content
 
 
+@functools.lru_cache(maxsize=64)
+def _derivable(kind: type) -> type:
+    """Return an adapter's class, such that a class derived from it can be made without arguments.
+
+    Refine derives one, in order to delegate to the adapter that it found, and makes it so. For an
+    adapter that needs arguments, that would fail in every attempt but the first.
+    """
+    try:
+        inspect.signature(kind).bind()
+    except TypeError:
+        body = {"__init__": object.__init__, "__module__": kind.__module__}
+        return type(kind.__name__, (kind,), {**body, "__qualname__": kind.__qualname__})
+    except ValueError:  # a constructor that does not tell what it takes
+        pass
+    return kind
+
+
 def wrap_adapter(adapter: dspy.Adapter | ConversationAdapter | None) -> ConversationAdapter:
     """Return the adapter that a turn runs under.
 
@@ -115,64 +142,6 @@ def wrap_adapter(adapter: dspy.Adapter | ConversationAdapter | None) -> Conversa
     if type(adapter) is ConversationAdapter:
         return adapter
     return ConversationAdapter(dspy.ChatAdapter() if adapter is None else adapter)
-
-
-class AdapterKeeper(BaseCallback):
-    """Puts the conversation back in when a program sets an adapter of its own inside `forward`.
-
-    As a callback it runs in the very context in which a predictor is about to read
-    `settings.adapter`. One that DSPy's own modules put there (Refine's) delegates to the adapter it
-    found, which is ours already.
-    """
-
-    def __init__(self) -> None:
-        self._entered: dict[str, Any] = {}
-
-    # DSPy calls both by keyword, so an argument that is of no use here is named all the same.
-    def on_module_start(
-        self,
-        call_id: str,
-        instance: Any,
-        inputs: dict[str, Any],  # noqa: ARG002
-    ) -> None:
-        """Wrap the active adapter, if a predictor starts under an unwrapped one."""
-        adapter = dspy.settings.adapter
-        if not isinstance(instance, dspy.Predict) or _carries(adapter):
-            return
-        entered = dspy.settings.context(adapter=wrap_adapter(adapter))
-        entered.__enter__()
-        self._entered[call_id] = entered
-
-    def on_module_end(
-        self,
-        call_id: str,
-        outputs: Any,  # noqa: ARG002
-        exception: BaseException | None = None,  # noqa: ARG002
-    ) -> None:
-        """Put back what was there before the predictor started."""
-        entered = self._entered.pop(call_id, None)
-        if entered is not None:
-            entered.__exit__(None, None, None)
-
-
-def _carries(adapter: Any) -> bool:
-    """Whether the conversation reaches the program through this adapter as it is."""
-    kind = type(adapter)
-    return kind is ConversationAdapter or kind.__module__.startswith("dspy.predict")
-
-
-class WatchedCallbacks(list[Any]):
-    """Callbacks with an `AdapterKeeper` among them, which costs nothing until it is needed.
-
-    Before every module, adapter and LM call DSPy adds the callee's own callbacks to these, and any
-    callback at all makes each of these calls dearer. So the sum leaves the keeper out as long as
-    the active adapter carries the conversation: then it would have nothing to do.
-    """
-
-    def __add__(self, others: list[Any]) -> list[Any]:
-        if _carries(dspy.settings.adapter):
-            return [callback for callback in self if type(callback) is not AdapterKeeper] + others
-        return [*self, *others]
 
 
 class _Call(msgspec.Struct):
@@ -199,25 +168,42 @@ def _plan(inner: dspy.Adapter, call: _Call) -> _Call:
     declared = declared_history(
         call.signature, options.history_field, options.strict_history_annotation
     )
+    field = declared or options.history_field
+    call.demos = told_demos(call.demos, field)
     given = call.inputs.get(declared) if declared else None
     if isinstance(given, WindowHistory):
         return call  # planned already, by an adapter around this one
-    if (
-        declared
-        and given is not None
-        and given is not frame.passed
-        and given is not call.signature.input_fields[declared].default
-    ):
+    if declared and given is call.signature.input_fields[declared].default:
+        given = None
+    added = [] if given is None else added_messages(frame, given, field)
+    if added is None:
         return call  # the program passes a history of its own; that one stands
-    field = declared or options.history_field
     if frame.explicit and frame.passed is not None:
         # DSPy's trace holds this very dict: what optimizers replay becomes an input of the demo.
-        call.inputs[field] = frame.passed
-    as_pairs = not isinstance(inner, _TEXT_ONLY) and _fits(frame.window, call.signature)
-    supplied: Any = WindowHistory(frame.window) if as_pairs else transcript(frame.window)
-    call.signature = _with_history(call.signature, field, declared is not None, as_pairs)
+        call.inputs[field] = _traced(frame.passed, given, added)
+    text_only = isinstance(inner, _TEXT_ONLY)
+    as_pairs = not text_only and _fits(frame.window, call.signature)
+    apart = bool(added) or is_begun(frame, given)  # it must stay a history, for what is added
+    as_messages = as_pairs or (apart and not text_only and tells_history(inner))
+    if not (as_messages or added or frame.window):  # no field to say that there is nothing
+        call.signature = call.signature.delete(field) if declared else call.signature
+        return call
+    supplied: Any
+    if as_messages:
+        supplied = window_history(frame.window, call.signature, call.inputs, frame.given, field)
+        supplied.added, supplied.as_text = list(added), not as_pairs
+    else:
+        supplied = transcript(frame.window, added)
+    call.signature = _with_history(call.signature, field, declared is not None, as_messages)
     call.inputs = {**call.inputs, field: supplied}
     return call
+
+
+def _traced(passed: dspy.History, given: Any, added: list[dict[str, Any]]) -> dspy.History:
+    """The history that the trace shows: the caller's, with what the program added up to now."""
+    if not added:
+        return passed
+    return dspy.History(messages=[*passed.messages, *(() if given is passed else added)])
 
 
 def _apply_settings(caller: Any, call: _Call) -> None:
@@ -232,10 +218,18 @@ def _apply_settings(caller: Any, call: _Call) -> None:
         if lm is None and any(caller is predictor for predictor in frame.owned(caller)):
             lm = frame.lm
         frame = frame.parent
-    if config:
-        call.lm_kwargs = {**call.lm_kwargs, **config}
     if lm is not None:
         call.lm = lm
+    if config:
+        call.lm_kwargs = {**call.lm_kwargs, **config, **_own_rollout(call.lm, config)}
+
+
+def _own_rollout(lm: Any, config: Mapping[str, Any]) -> dict[str, int]:
+    """Keep attempts apart that DSPy tells apart by the rollout id of their LM, counted from 0."""
+    given, own = config.get("rollout_id"), getattr(lm, "kwargs", {}).get("rollout_id")
+    if isinstance(given, int) and isinstance(own, int):
+        return {"rollout_id": given + own}
+    return {}
 
 
 def _fits(window: Window, signature: type[dspy.Signature]) -> bool:
@@ -254,8 +248,7 @@ def _shape_fits(shape: Shape, view: View, signature: type[dspy.Signature]) -> bo
     # A plain return is recorded as `output`: it is what the only output of a predictor said.
     # In the messages of a seed or of a given history, inputs and outputs stand side by side.
     plain_return = outputs == ["output"] if shape[0] else "output" in outputs
-    only_output = len(signature.output_fields) == 1 and "output" not in signature.input_fields
-    return plain_return and only_output
+    return plain_return and only_output(signature) is not None
 
 
 def _shown(shape: Shape, view: View) -> tuple[list[str], list[str]]:
@@ -298,8 +291,7 @@ def _with_history(
     elif as_pairs:
         made = signature.with_updated_fields(field, type_=dspy.History)
     else:
-        description = "The conversation so far, oldest first."
-        made = signature.delete(field).prepend(field, dspy.InputField(desc=description), str)
+        made = signature.delete(field).prepend(field, dspy.InputField(desc=TRANSCRIPT), str)
     if len(_injected) >= _MOST_SIGNATURES:
         _injected.clear()
     _injected[key] = _Injected(stamp, made)

@@ -8,7 +8,7 @@ or signatures would lose the copies that BestOfN, Refine and the optimizers make
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import dspy
@@ -19,8 +19,12 @@ from dspy_session.errors import ModuleTypeError
 __all__ = [
     "check_module",
     "copy_program",
+    "faces",
     "has_foreign_code",
+    "has_inner_agents",
     "holds_learned_state",
+    "is_agent",
+    "own_signature",
     "owned_predictors",
     "predictors",
 ]
@@ -53,7 +57,9 @@ def check_module(module: Any, what: str = "program") -> dspy.Module:
     )
 
 
-def walk(program: dspy.Module) -> Iterator[tuple[str, dspy.Module]]:
+def walk(
+    program: dspy.Module, into: Callable[[dspy.Module], bool] | None = None
+) -> Iterator[tuple[str, dspy.Module]]:
     """Yield every module inside a program, itself first, with its path; nearer ones come earlier.
 
     Unlike DSPy's `named_parameters` this enters compiled (frozen) modules and nested containers,
@@ -61,6 +67,7 @@ def walk(program: dspy.Module) -> Iterator[tuple[str, dspy.Module]]:
 
     Args:
         program: Any module.
+        into: Says which modules to look into; all if None.
     """
     seen: set[int] = set()
     level: list[tuple[str, Any]] = [("self", program)]
@@ -72,7 +79,8 @@ def walk(program: dspy.Module) -> Iterator[tuple[str, dspy.Module]]:
             seen.add(id(item))
             if isinstance(item, dspy.Module):
                 yield path, item
-                below.extend(_children(path, item))
+                if into is None or into(item):
+                    below.extend(_children(path, item))
             else:
                 if _PLAIN.issuperset(map(type, item.values() if isinstance(item, dict) else item)):
                     continue  # a corpus, say: looked through at once
@@ -112,6 +120,51 @@ def owned_predictors(program: dspy.Module, stage: str) -> tuple[dspy.Predict, ..
         stage: The `stage` of a predictor or of one of its copies.
     """
     return tuple(p for _, p in predictors(program) if p.stage == stage)
+
+
+def own_signature(module: Any) -> type[dspy.Signature] | None:
+    """Return the signature that a module answers as a whole, or None if it has none.
+
+    A Predict has one, and so have ReAct, ReActV2, CodeAct, ProgramOfThought, RLM and Flex.
+
+    Args:
+        module: Any module.
+    """
+    signature = getattr(module, "signature", None)
+    own = isinstance(signature, type) and issubclass(signature, dspy.Signature)
+    return signature if own else None
+
+
+def is_agent(module: Any) -> bool:
+    """Whether a module answers a signature of its own by several steps: a ReAct, an RLM, ...
+
+    Args:
+        module: Any module.
+    """
+    return not isinstance(module, dspy.Predict) and own_signature(module) is not None
+
+
+def has_inner_agents(program: dspy.Module) -> bool:
+    """Whether a program holds an agent; being one itself does not count.
+
+    Args:
+        program: Any module.
+    """
+    return any(is_agent(module) for path, module in walk(program) if path != "self")
+
+
+def faces(program: dspy.Module) -> Iterator[type[dspy.Signature]]:
+    """Yield the signatures by which a program is called: of the outermost modules that have one.
+
+    What an agent's inner predictors take is the agent's own business.
+
+    Args:
+        program: Any module.
+    """
+    for _, module in walk(program, into=lambda found: own_signature(found) is None):
+        signature = own_signature(module)
+        if signature is not None:
+            yield signature
 
 
 def has_foreign_code(program: dspy.Module) -> bool:

@@ -13,7 +13,8 @@ from typing import Any, Final, NamedTuple
 import dspy
 
 from dspy_session.core.options import OnMetricError, SessionOptions
-from dspy_session.core.state import SessionState, annotate
+from dspy_session.core.state import SessionState
+from dspy_session.core.transitions import annotate
 from dspy_session.core.turn import Turn
 from dspy_session.errors import CallError, MetricError
 
@@ -165,7 +166,7 @@ def _golds(turns: Sequence[Turn], gold: Gold, options: SessionOptions) -> list[d
 
 def _verdict(turn: Turn, example: dspy.Example, metric: Metric, options: SessionOptions) -> Verdict:
     prediction = dspy.Prediction()
-    for name, value in turn.outputs.items():
+    for name, value in {**turn.details, **turn.outputs}.items():  # as the program returned it
         prediction[name] = value
     try:
         return _read(metric(example, prediction, *_further_arguments(metric)))

@@ -15,28 +15,43 @@ import dspy
 import msgspec
 from dspy.utils.usage_tracker import UsageTracker
 
-from dspy_session.core.options import SessionOptions
+from dspy_session.core.options import Scope, SessionOptions
 from dspy_session.core.window import Window
-from dspy_session.program.anatomy import owned_predictors
+from dspy_session.program.anatomy import owned_predictors, predictors
+from dspy_session.program.nested import Nestable, NestedStates
 
-__all__ = ["FRAME_KEY", "Draft", "Frame", "current_frame", "frame_of", "owning_frame"]
+__all__ = [
+    "FRAME_KEY",
+    "Draft",
+    "Frame",
+    "current_frame",
+    "frame_of",
+    "home_of",
+    "owning_frame",
+    "running_copy",
+]
 
 FRAME_KEY: Final = "dspy_session_frame"
 
 
 class Draft(UsageTracker):
-    """What gathers during one turn: token usage, cost, and which predictors are the program's.
+    """What gathers during one turn: token usage, cost, streamed text, and whose predictors run.
 
     DSPy finds it in two places. As `settings.usage_tracker` it counts tokens; `dspy.Parallel` would
     hand each worker a copy, whose counts get lost, so a copy of a Draft is the Draft itself. At the
     head of `settings.caller_modules` it receives the log entry of every LM call, and takes the cost
-    from it; the entry itself is not kept.
+    from it; the entry itself is not kept. `partial` is for a streaming driver: the text of output
+    fields that has arrived so far; `beside` holds what agents left beside their outputs, by name,
+    and `begun` the histories that they began for themselves.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.cost: float | None = None
         self.entered = False
+        self.partial: dict[str, str] = {}
+        self.beside: dict[str, list[Any]] = {}
+        self.begun: list[dspy.History] = []
         self.owned: dict[str, tuple[dspy.Predict, ...]] = {}
         self.history = _CostLog(self)
         self._mutex = threading.Lock()
@@ -90,11 +105,14 @@ class Frame(msgspec.Struct, frozen=True, eq=False):
         options: The session's options; `history_field` is the name found in the program.
         window: What the turn sees of the past.
         draft: Where the turn's side results gather.
+        nested: The conversations of sessions within the program.
         owner: The session that runs the turn; None for a bare `step`.
         passed: The `dspy.History` handed to the program's own `forward`, or by the caller.
         explicit: Whether the caller passed the history: then it also enters DSPy's trace.
+        given: The names of the inputs that the turn was given.
         lm: The LM for this turn, before the predictors' own; None for theirs.
         config: LM settings for every call of this turn.
+        trial: Whether an evaluator, an optimizer or a frozen session asks: nothing of it is kept.
         parent: The turn around this one, if any.
     """
 
@@ -102,11 +120,14 @@ class Frame(msgspec.Struct, frozen=True, eq=False):
     options: SessionOptions
     window: Window
     draft: Draft
+    nested: NestedStates
     owner: object | None = None
     passed: dspy.History | None = None
     explicit: bool = False
+    given: frozenset[str] = frozenset()
     lm: dspy.BaseLM | None = None
     config: Mapping[str, Any] = {}
+    trial: bool = False
     parent: Frame | None = None
 
     def owned(self, caller: Any) -> tuple[dspy.Predict, ...]:
@@ -122,6 +143,15 @@ class Frame(msgspec.Struct, frozen=True, eq=False):
             known[caller.stage] = owned_predictors(self.program, caller.stage)
         return known[caller.stage]
 
+    def shows_to(self, caller: Any) -> bool:
+        """Whether the turn's conversation is for a module that makes an LM call.
+
+        Args:
+            caller: The module.
+        """
+        everybody = self.options.scope is Scope.ALL
+        return bool(self.owned(caller)) or (everybody and isinstance(caller, dspy.Predict))
+
 
 def current_frame() -> Frame | None:
     """Return the innermost running turn of this thread or task, or None."""
@@ -130,13 +160,14 @@ def current_frame() -> Frame | None:
 
 
 def owning_frame(caller: Any) -> Frame | None:
-    """Return the innermost running turn whose program has a predictor, or None.
+    """Return the innermost running turn whose conversation a module is to be shown, or None.
 
     Args:
-        caller: A predictor of the program, or a copy of one; anything else belongs to no turn.
+        caller: The module that makes an LM call: a predictor of the turn's program, or a copy of
+            one; with `scope="all"` any predictor.
     """
     frame = current_frame()
-    while frame is not None and not frame.owned(caller):
+    while frame is not None and not frame.shows_to(caller):
         frame = frame.parent
     return frame
 
@@ -151,3 +182,33 @@ def frame_of(owner: object) -> Frame | None:
     while frame is not None and frame.owner is not owner:
         frame = frame.parent
     return frame
+
+
+def running_copy(program: dspy.Module) -> Frame | None:
+    """Return the innermost running turn whose program this one is a copy of, or None.
+
+    Args:
+        program: A module; the parts of a running program count as copies too.
+    """
+    first = next((predictor for _, predictor in predictors(program)), None)
+    frame = current_frame()
+    while frame is not None and not frame.owned(first):
+        frame = frame.parent
+    return frame
+
+
+def home_of(session: Nestable) -> NestedStates | None:
+    """Return where a session's conversation lives now: in the outermost turn whose program has it.
+
+    Args:
+        session: The session.
+
+    Returns:
+        None if there is no such turn, so that it lives in the session itself.
+    """
+    home, frame = None, current_frame()
+    while frame is not None:
+        if frame.nested.holds(session):
+            home = frame.nested
+        frame = frame.parent
+    return home

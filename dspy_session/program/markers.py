@@ -8,7 +8,6 @@ as a block; every other marker stays text. A value that is not found here fails 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -16,10 +15,11 @@ from types import NoneType
 from typing import Any, Final, get_args
 
 import dspy
-import pydantic
 from dspy.adapters._legacy_type_markers import _legacy_custom_type_payload_to_blocks
 from dspy.adapters.types.base_type import CUSTOM_TYPE_END_IDENTIFIER, CUSTOM_TYPE_START_IDENTIFIER
 from dspy.adapters.utils import serialize_for_json
+
+from dspy_session.program.record_kinds import kind_of
 
 __all__ = ["MarkedText", "has_marker", "keep_text", "marked_text"]
 
@@ -106,15 +106,14 @@ def _marks(value: Any) -> Iterator[str]:
     elif isinstance(value, list | tuple | set | frozenset):
         for item in value:
             yield from _marks(item)
-    elif isinstance(value, pydantic.BaseModel):
+    else:
         written = serialize_for_json(value) if isinstance(value, dspy.Type) else None
         if isinstance(written, str) and written.startswith(_START) and written.endswith(_END):
             yield written
-        for _, item in value:
-            yield from _marks(item)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for part in dataclasses.fields(value):
-            yield from _marks(getattr(value, part.name))
+        kind = kind_of(type(value))
+        if kind is not None:  # not by iterating: Citations and others say something else there
+            stored = kind.take(value)
+            yield from _marks([*stored.fields.values(), *stored.extra.values()])
 
 
 def _is_of_types(annotation: Any) -> bool:

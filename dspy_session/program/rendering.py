@@ -13,64 +13,24 @@ from __future__ import annotations
 
 import copy
 import functools
-import re
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final, final
+import inspect
+from collections.abc import Callable, Mapping
+from types import MemberDescriptorType
+from typing import TYPE_CHECKING, Any, Final
 
 import dspy
-from dspy.adapters.utils import format_field_value
-from pydantic_core import core_schema
+import msgspec
+import pydantic
 
-from dspy_session.core.window import Exchange, View, Window
-from dspy_session.program.markers import has_marker, keep_text, marked_text
+from dspy_session.core.window import Exchange
+from dspy_session.program.markers import has_marker, keep_text
 from dspy_session.program.render_cache import Rendered, render_cache
+from dspy_session.program.transcripts import told_at_once, with_transcript
+from dspy_session.program.window_history import WindowHistory
 
-__all__ = ["WindowHistory", "rendering_adapter", "transcript"]
+__all__ = ["rendering_adapter", "tells_history"]
 
 Message = dict[str, Any]
-
-
-@final
-class WindowHistory:
-    """What stands in a call's inputs as the history: a window, rendered only when asked.
-
-    Adapters that know nothing of it find the `dspy.History` of the same messages, made when they
-    look into it.
-    """
-
-    def __init__(self, window: Window) -> None:
-        self.window = window
-
-    @property  # type: ignore[misc]  # adapters and callbacks ask isinstance(value, dspy.History)
-    def __class__(self) -> type:
-        return dspy.History
-
-    @functools.cached_property
-    def _history(self) -> dspy.History:
-        return dspy.History(messages=self.window.messages())
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._history, name)
-
-    def __iter__(self) -> Iterator[tuple[str, Any]]:
-        return iter(self._history)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return WindowHistory, (self.window,)
-
-    def __repr__(self) -> str:
-        return repr(self._history)
-
-    def __str__(self) -> str:
-        return str(self._history)
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, *_: Any) -> core_schema.CoreSchema:
-        return core_schema.any_schema(
-            serialization=core_schema.plain_serializer_function_ser_schema(
-                lambda conversation: {"messages": conversation.messages}
-            )
-        )
 
 
 class _OneMessage:
@@ -85,9 +45,18 @@ else:
 
 
 class _Rendering(_Mixin):
-    """The methods of a rendering adapter; `type(...)` mixes them into the user's adapter class."""
+    """The methods of a rendering adapter; `type(...)` mixes them into the user's adapter class.
 
-    _rendered_kind: type[dspy.Adapter]
+    It has no names but those that it overrides: any other could be one that the adapter uses.
+    """
+
+    __slots__ = ()
+
+    def __init_subclass__(cls, **_: Any) -> None:
+        """Hide from the adapter's classes that there is one more, which might do something to it.
+
+        DSPy's own would make `format` and `parse` fire their callbacks twice.
+        """
 
     def format_conversation_history(
         self, signature: type[dspy.Signature], history_field_name: str, inputs: dict[str, Any]
@@ -100,38 +69,18 @@ class _Rendering(_Mixin):
             )
             return messages
         del inputs[history_field_name]
-        view = given.window.view
 
         def render(exchange: Exchange) -> Rendered:
-            return self._render(signature, history_field_name, exchange, view)
+            return _render(self, signature, history_field_name, given.told(exchange))
 
-        rendered = render_cache.of(_cache_key(self, signature, view), given.window, render)
-        return [_fresh(message) for messages in rendered for message in messages]
-
-    def _render(
-        self, signature: type[dspy.Signature], name: str, exchange: Exchange, view: View
-    ) -> Rendered:
-        """Render one exchange: the user text from the full signature, the rest from what it has."""
-        fields = exchange.shown(view)
-        outputs = signature.output_fields
-        if "output" in fields and len(outputs) == 1 and not any(n in fields for n in outputs):
-            fields[next(iter(outputs))] = fields.pop("output")
-        present = signature
-        for missing in [n for n in outputs if n not in fields]:
-            present = present.delete(missing)
-        messages = self._rendered_by_dspy(present, name, fields)
-        if present is not signature and messages and messages[0]["role"] == "user":
-            content = self.format_user_message_content(signature, fields, main_request=True)
-            messages[0] = {**messages[0], "content": content}
-        return tuple(messages)
-
-    def _rendered_by_dspy(
-        self, signature: type[dspy.Signature], name: str, fields: Message
-    ) -> list[Message]:
-        messages: list[Message] = super().format_conversation_history(
-            signature, name, {name: _OneMessage(fields)}
-        )
-        return messages
+        if given.as_text:
+            past = told_at_once(self, history_field_name, given.window)
+        else:
+            rendered = render_cache.of(_cache_key(self, signature, given), given.window, render)
+            past = [_fresh(message) for messages in rendered for message in messages]
+        for added in given.added:
+            past += _render(self, signature, history_field_name, dict(added))
+        return past
 
     def format_user_message_content(
         self, signature: type[dspy.Signature], inputs: dict[str, Any], *args: Any, **kwargs: Any
@@ -147,6 +96,47 @@ class _Rendering(_Mixin):
         return rendering_adapter(fallback)
 
 
+class _OwnHistory(_Rendering):
+    """For adapters that render history in their own way: they get plain messages."""
+
+    __slots__ = ()
+
+    def format_conversation_history(
+        self, signature: type[dspy.Signature], history_field_name: str, inputs: dict[str, Any]
+    ) -> list[Message]:
+        """Let the adapter render the messages as it does."""
+        given = inputs.get(history_field_name)
+        if isinstance(given, WindowHistory):
+            inputs[history_field_name] = dspy.History(messages=given.messages)
+        return _as_without_us(self, signature, history_field_name, inputs)
+
+
+def _render(
+    adapter: _Rendering, signature: type[dspy.Signature], name: str, fields: Message
+) -> Rendered:
+    """Render one exchange: the user text from the full signature, the rest from what it has."""
+    present = signature
+    for missing in [n for n in signature.output_fields if n not in fields]:
+        present = present.delete(missing)
+    messages = _as_without_us(adapter, present, name, {name: _OneMessage(fields)})
+    if present is not signature and messages and messages[0]["role"] == "user":
+        content = adapter.format_user_message_content(signature, fields, main_request=True)
+        messages[0] = {**messages[0], "content": content}
+    return tuple(messages)
+
+
+def _as_without_us(
+    adapter: _Rendering, signature: type[dspy.Signature], name: str, inputs: dict[str, Any]
+) -> list[Message]:
+    messages: list[Message] = super(_Rendering, adapter).format_conversation_history(
+        signature, name, inputs
+    )
+    return messages
+
+
+# --- rendering adapters ---------------------------------------------------------------------------
+
+_DSPYS: Final = "dspy.adapters."
 _classes: dict[type, type] = {}
 _MOST_CLASSES: Final = 64
 
@@ -171,106 +161,130 @@ def rendering_adapter(adapter: dspy.Adapter) -> dspy.Adapter:
             _classes.clear()
         _classes[kind] = rendering
     twin: dspy.Adapter = object.__new__(rendering)
-    twin.__dict__ = vars(adapter)
+    object.__setattr__(twin, "__dict__", vars(adapter))
+    if _SOURCE in vars(rendering):
+        object.__setattr__(twin, _SOURCE, adapter)
     return twin
 
 
 def _rendering_class(kind: type[dspy.Adapter]) -> type:
-    body: dict[str, Any] = {
-        "__module__": kind.__module__,
-        "__qualname__": kind.__qualname__,
-        "_rendered_kind": kind,
+    body: dict[str, Any] = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    slots = {
+        name: value
+        for base in reversed(kind.__mro__)
+        for name, value in vars(base).items()
+        if isinstance(value, MemberDescriptorType)
     }
-    made = type(kind.__name__, (_bases_for(kind), kind), body)
-    # DSPy wraps format and parse of every subclass to fire callbacks; ours would fire them twice.
-    for name in ("format", "parse"):
-        if name in vars(made):
-            delattr(made, name)
-    return made
+    if slots:
+        body["__slots__"] = (_SOURCE,)
+        body.update({name: _SharedSlot(slot) for name, slot in slots.items()})
+    if not _format_is_dspys(kind):
+        body["format"] = _format_with_transcript(kind)
+    # An adapter that renders history in a way of its own keeps doing so.
+    mixed_in = _Rendering if _history_is_dspys(kind) else _OwnHistory
+    return type(kind.__name__, (mixed_in, kind), body)
 
 
-def _bases_for(kind: type[dspy.Adapter]) -> type:
-    """The overrides to mix in: not of history rendering where the adapter has its own."""
-    if kind.format_conversation_history is dspy.Adapter.format_conversation_history:
-        return _Rendering
-    return _OwnHistory
+def tells_history(adapter: dspy.Adapter) -> bool:
+    """Whether past turns come out of an adapter by DSPy's own code, so that ours can be in it.
+
+    Args:
+        adapter: The user's adapter.
+    """
+    kind = type(adapter)
+    is_adapter = isinstance(adapter, dspy.Adapter)
+    return is_adapter and _format_is_dspys(kind) and _history_is_dspys(kind)
 
 
-class _OwnHistory(_Rendering):
-    """For adapters that render history in their own way: they get plain messages."""
+def _history_is_dspys(kind: type[dspy.Adapter]) -> bool:
+    return kind.format_conversation_history is dspy.Adapter.format_conversation_history
 
-    def format_conversation_history(
-        self, signature: type[dspy.Signature], history_field_name: str, inputs: dict[str, Any]
+
+def _format_is_dspys(kind: type[dspy.Adapter]) -> bool:
+    return str(inspect.unwrap(kind.format).__module__).startswith(_DSPYS)
+
+
+def _format_with_transcript(kind: type[dspy.Adapter]) -> Callable[..., list[Message]]:
+    def format(
+        self: Any, signature: type[dspy.Signature], demos: Any, inputs: Any, **others: Any
     ) -> list[Message]:
-        """Let the adapter render the messages as it does."""
-        given = inputs.get(history_field_name)
-        if isinstance(given, WindowHistory):
-            inputs[history_field_name] = dspy.History(messages=given.messages)
-        messages: list[Message] = super(_Rendering, self).format_conversation_history(
-            signature, history_field_name, inputs
-        )
-        return messages
+        messages: list[Message] = kind.format(self, signature, demos, inputs, **others)
+        return with_transcript(messages, signature, inputs)
+
+    return format
 
 
-def _cache_key(adapter: _Rendering, signature: type[dspy.Signature], view: View) -> Any:
+_SOURCE: Final = "_dspy_session_source"
+
+
+class _SharedSlot:
+    """A slot of the adapter's class, read and written where the user's adapter has it."""
+
+    def __init__(self, slot: MemberDescriptorType) -> None:
+        self._slot = slot
+
+    def __get__(self, twin: Any, kind: type | None = None) -> Any:
+        return self if twin is None else self._slot.__get__(getattr(twin, _SOURCE, twin))
+
+    def __set__(self, twin: Any, value: Any) -> None:
+        self._slot.__set__(getattr(twin, _SOURCE, twin), value)
+
+    def __delete__(self, twin: Any) -> None:
+        self._slot.__delete__(getattr(twin, _SOURCE, twin))
+
+
+# --- what may be kept -----------------------------------------------------------------------------
+
+
+def _cache_key(adapter: Any, signature: type[dspy.Signature], given: WindowHistory) -> Any:
     """What a rendered exchange depends on; None where that cannot be told, so nothing is kept."""
-    kind, attributes = adapter._rendered_kind, {**vars(adapter)}
-    attributes.pop("callbacks", None)
-    attributes["native_response_types"] = tuple(attributes.get("native_response_types", ()))
-    if not all(map(_is_constant, attributes.values())):
-        return None
+    rendering: Any = type(adapter)
+    kind = _renderer(rendering)
     by_name: Mapping[str, Any] = signature.fields
     fields = tuple(
         # Equal annotations may be written differently: Literal["a", "b"] == Literal["b", "a"].
         (name, info.annotation, repr(info.annotation), *sorted(info.json_schema_extra.items()))
         for name, info in by_name.items()
     )
-    # DSPy's own adapters leave the instructions out of past turns; programs may vary them per call.
-    instructions = "" if kind.__module__.startswith("dspy.adapters.") else signature.instructions
-    key = (kind, tuple(sorted(attributes.items())), instructions, fields, view)
+    native = bool(adapter.use_native_function_calling)
     try:
+        defaults = [(n, type(v).__name__, v) for n, v in given.defaults.items()]
+        as_json = msgspec.json.encode(defaults, enc_hook=_model_as_json)
+        key = (kind, native, fields, given.window.view, given.spoken, as_json)
         hash(key)
-    except TypeError:
+    except (TypeError, ValueError):
         return None
-    return key
+    return None if kind is None else key
 
 
-def _is_constant(value: Any) -> bool:
-    """Whether a value that an adapter holds can only be replaced, not changed."""
-    if isinstance(value, tuple):
-        return all(map(_is_constant, value))
-    return value is None or isinstance(value, str | int | float | type)
+def _model_as_json(value: Any) -> Any:
+    if isinstance(value, pydantic.BaseModel):
+        return value.model_dump_json()
+    raise TypeError(f"{type(value)} is not told apart by what it writes")
+
+
+# What an adapter of one's own may override without any effect on how past turns are rendered.
+_BESIDE: Final = frozenset(
+    "format parse acall format_demos format_system_message format_field_description "
+    "format_field_structure format_task_description format_finetune_data _call_preprocess "
+    "_call_postprocess _make_json_adapter_fallback _prepare_response_format".split()
+)
+
+
+@functools.lru_cache(maxsize=_MOST_CLASSES)
+def _renderer(rendering: type) -> type | None:
+    """The class of DSPy's that renders past turns; None if any part of it is the user's own.
+
+    What code of one's own makes of a turn may depend on anything, so nothing of it is kept.
+    """
+    kinds = [k for k in rendering.__mro__ if not issubclass(k, _Rendering)]
+    dspys = next(kind for kind in kinds if kind.__module__.startswith(_DSPYS))
+    theirs = {name for kind in kinds[: kinds.index(dspys)] for name in vars(kind)}
+    theirs.difference_update(_BESIDE)
+    overridden = {name for name in theirs & set(dir(dspys)) if not name.startswith("__")}
+    return None if overridden else dspys
 
 
 def _fresh(message: Message) -> Message:
     """A copy for one call, whose receiver may change it."""
     return message.copy() if isinstance(message["content"], str) else copy.deepcopy(message)
-
-
-# --- text -----------------------------------------------------------------------------------------
-
-
-def transcript(window: Window) -> str:
-    """Return the conversation as readable text: a block per exchange, a line per field.
-
-    Args:
-        window: What the call sees.
-    """
-    view = window.view
-
-    def render(exchange: Exchange) -> Rendered:
-        shown = exchange.shown(view)
-        text = "\n".join(f"{name}: {_as_text(value)}" for name, value in shown.items())
-        return ({"role": "text", "content": marked_text(text, shown)},)
-
-    blocks = [message["content"] for (message,) in render_cache.of(("text", view), window, render)]
-    numbered = (f"[{number}]\n{block}" for number, block in enumerate(blocks, start=1))
-    return marked_text("\n\n".join(numbered), blocks)
-
-
-_ANY_TEXT: Final = dspy.Signature("text -> done").input_fields["text"]
-
-
-def _as_text(value: Any) -> str:
-    text: str = format_field_value(_ANY_TEXT, value)
-    return re.sub(r"\n", "\n  ", text)

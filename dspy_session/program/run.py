@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import traceback
 import uuid
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from typing import Any
@@ -17,18 +18,39 @@ import dspy
 import msgspec
 import pydantic
 
-from dspy_session.core.options import SessionOptions
+from dspy_session.core.options import Scope, SessionOptions
 from dspy_session.core.state import SessionState
 from dspy_session.core.step import Step, commit, prepare
-from dspy_session.core.turn import Run, usage_pairs
+from dspy_session.core.turn import Attempt, Run, Turn, usage_pairs
+from dspy_session.core.window import Exchange
 from dspy_session.errors import CallError, HistoryError
-from dspy_session.program.adapter import AdapterKeeper, WatchedCallbacks, wrap_adapter
-from dspy_session.program.anatomy import check_module, has_foreign_code
+from dspy_session.program.adapter import wrap_adapter
+from dspy_session.program.anatomy import check_module, has_foreign_code, has_inner_agents
+from dspy_session.program.call_modes import async_call, sync_call
 from dspy_session.program.fingerprints import fingerprint
-from dspy_session.program.frame import FRAME_KEY, Draft, Frame, current_frame
-from dspy_session.program.slot import history_slot, refuse_conflicts, takes_input
+from dspy_session.program.frame import FRAME_KEY, Draft, Frame, current_frame, running_copy
+from dspy_session.program.nested import NestedStates
+from dspy_session.program.own_adapters import (
+    AdapterKeeper,
+    WatchedCallbacks,
+    held_adapters_wrapped,
+)
+from dspy_session.program.results import ResultWatch, recorded_inputs, results_of
+from dspy_session.program.settings import NO_SETTINGS, CallSettings, call_settings
+from dspy_session.program.slot import history_slot, refuse_conflicts
 
-__all__ = ["Outcome", "adrive", "astep", "drive", "new_id", "running", "split_settings", "step"]
+__all__ = [
+    "Outcome",
+    "adrive",
+    "astep",
+    "checked",
+    "committed",
+    "drive",
+    "new_id",
+    "prediction_in",
+    "running",
+    "step",
+]
 
 
 class Outcome(msgspec.Struct, frozen=True, eq=False):
@@ -38,15 +60,19 @@ class Outcome(msgspec.Struct, frozen=True, eq=False):
         returned: What the program returned, untouched.
         step: The turn that was prepared.
         outputs: What is recorded of `returned`.
+        details: What is kept beside it.
         run: How it went.
         options: The options, with the history field found in the program.
+        nested: The conversations of sessions within the program.
     """
 
     returned: Any
     step: Step
     outputs: dict[str, Any]
+    details: dict[str, Any]
     run: Run
     options: SessionOptions
+    nested: NestedStates
 
 
 Flow = Generator[dict[str, Any], Any, Outcome]
@@ -91,8 +117,8 @@ def step(
         >>> prediction.answer, len(state)
         ('Hello.', 1)
     """
-    flow = _checked(state, module, inputs, options, lm, config)
-    return _committed(state, drive(flow, module))
+    flow = checked(state, module, inputs, options, call_settings(lm=lm, config=config))
+    return _remembered(state, drive(flow, sync_call(module)))
 
 
 async def astep(
@@ -121,8 +147,8 @@ async def astep(
         SessionError: As in `step`.
         Exception: As in `step`; also `asyncio.CancelledError`. The state is as it was.
     """
-    flow = _checked(state, module, inputs, options, lm, config)
-    return _committed(state, await adrive(flow, async_call(module)))
+    flow = checked(state, module, inputs, options, call_settings(lm=lm, config=config))
+    return _remembered(state, await adrive(flow, async_call(module)))
 
 
 def running(
@@ -132,8 +158,12 @@ def running(
     options: SessionOptions,
     *,
     owner: object | None = None,
-    lm: dspy.BaseLM | None = None,
-    config: Mapping[str, Any] | None = None,
+    settings: CallSettings = NO_SETTINGS,
+    at: int | None = None,
+    missed: Callable[[Attempt], object] | None = None,
+    trial: bool = False,
+    inside: bool = False,
+    records: bool = True,
 ) -> Flow:
     """The flow of one turn.
 
@@ -143,8 +173,12 @@ def running(
         inputs: Its inputs, perhaps with a history.
         options: The session's options.
         owner: The session, so that it can tell that it is inside its own turn.
-        lm: As in `step`.
-        config: As in `step`.
+        settings: What the call brings beside its inputs.
+        at: The index of the turn that this one is to stand in for; None to go on after the last.
+        missed: Called with the attempt, if the turn ends by an error or is given up.
+        trial: See `Frame.trial`.
+        inside: Whether the owner is a part of the program of a turn around this one.
+        records: Whether the outcome may be remembered.
 
     Yields:
         The keyword arguments to call the program with; send back what it returned.
@@ -156,45 +190,100 @@ def running(
     if slot.field != options.history_field:
         options = msgspec.structs.replace(options, history_field=slot.field)
     fields, given = _split_history(inputs, slot.field)
-    turn = prepare(state, fields, options, None if given is None else given.messages)
+    recorded = recorded_inputs(program, fields)
+    turn = prepare(state, recorded, options, None if given is None else given.messages, at)
+    turn = turn if records else msgspec.structs.replace(turn, records=False)
+    twin = running_copy(program) if trial and given is None and not inside else None
+    if twin is not None:  # what KNNFewShot returns runs a copy of itself: still the same turn
+        given = twin.passed
+        turn = msgspec.structs.replace(turn, window=twin.window, explicit=twin.explicit)
     passed = given if turn.seed is None else turn.window.history()  # a new seed is filtered
     if slot.parameter is not None:
-        passed = _of_kind(turn.window.history() if passed is None else passed, slot.kind)
+        passed = turn.window.history() if passed is None else _fresh(passed)
+        passed = _of_kind(passed, slot.kind)
         fields[slot.parameter] = passed
     frame = Frame(
         program=program,
         options=options,
         window=turn.window,
         draft=Draft(),
+        nested=NestedStates(program, turn.nested),
         owner=owner,
         passed=passed,
         explicit=turn.explicit,
-        lm=lm,
-        config=dict(config or {}),
+        given=frozenset(turn.inputs),
+        lm=settings.lm,
+        config=settings.config,
+        trial=trial,
         parent=current_frame(),
     )
     tracker = dspy.settings.usage_tracker
-    began, clock = time.time(), time.perf_counter()
-    draft = frame.draft
+    run = _stopwatch(frame, settings)
     try:
-        with dspy.context(**_surroundings(frame, lm)):
+        with held_adapters_wrapped(program), dspy.context(**_surroundings(frame)):
             returned = yield fields
+    except BaseException as error:
+        if missed is not None:
+            missed(_attempt(frame, turn, run(), error))
+        raise
     finally:
-        draft.hand_up(tracker)
-    duration = time.perf_counter() - clock
-    usage = draft.get_total_tokens()
-    prediction = _prediction_in(returned)
+        frame.draft.hand_up(tracker)
+    went = run()
+    prediction = prediction_in(returned)
     if tracker is None and dspy.settings.track_usage and isinstance(prediction, dspy.Prediction):
-        prediction.set_lm_usage(usage)  # DSPy does not, where a tracker is active already
-    run = Run(
-        id=new_id(),
-        time=began,
-        duration=duration,
-        usage=usage_pairs(usage),
-        cost=draft.cost,
-        fingerprint=fingerprint(program),
+        # DSPy does not, where a tracker is active already.
+        prediction.set_lm_usage(frame.draft.get_total_tokens())
+    outputs, details = results_of(prediction, frame)
+    return Outcome(returned, turn, outputs, details, went, options, frame.nested)
+
+
+def _stopwatch(frame: Frame, settings: CallSettings) -> Callable[[], Run]:
+    """Begin to measure a run; what is returned says how it has gone so far."""
+    began, clock = time.time(), time.perf_counter()
+
+    def read() -> Run:
+        return Run(
+            id=new_id(),
+            time=began,
+            duration=time.perf_counter() - clock,
+            usage=usage_pairs(frame.draft.get_total_tokens()),
+            cost=frame.draft.cost,
+            fingerprint=fingerprint(frame.program),
+            request_id=settings.request_id,
+        )
+
+    return read
+
+
+def _attempt(frame: Frame, step: Step, run: Run, error: BaseException) -> Attempt:
+    return Attempt(
+        exchange=Exchange(step.inputs, frame.draft.partial),
+        window=step.window,
+        run=run,
+        cancelled=not isinstance(error, Exception),
+        error="".join(traceback.format_exception_only(error)).strip(),
     )
-    return Outcome(returned, turn, _outputs_of(prediction, options), run, options)
+
+
+def committed(state: SessionState, outcome: Outcome) -> tuple[Turn | None, SessionState]:
+    """Remember a finished run.
+
+    Args:
+        state: The newest state; turns may have come since the run was prepared.
+        outcome: What the run left.
+
+    Returns:
+        As `commit`.
+    """
+    return commit(
+        state,
+        outcome.step,
+        outcome.outputs,
+        outcome.run,
+        outcome.options,
+        outcome.details,
+        nested=outcome.nested.folded(state.nested if outcome.step.replaces is None else None),
+    )
 
 
 def drive(flow: Flow, call: Callable[..., Any]) -> Outcome:
@@ -229,66 +318,30 @@ async def adrive(flow: Flow, call: Callable[..., Awaitable[Any]]) -> Outcome:
     return _finish(flow, returned)
 
 
-def async_call(program: dspy.Module) -> Callable[..., Awaitable[Any]]:
-    """Return how to await a program: its own `acall`, or its call in a worker thread.
-
-    Args:
-        program: Any module.
-    """
-    if "aforward" in vars(program) or hasattr(type(program), "aforward"):
-        acall: Callable[..., Awaitable[Any]] = program.acall
-        return acall
-    in_thread: Callable[..., Awaitable[Any]] = dspy.asyncify(program)
-    return in_thread
-
-
-def split_settings(
-    program: dspy.Module, arguments: Mapping[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Take `lm` and `config` out of a call's arguments, unless the program has such inputs.
-
-    Args:
-        program: The program.
-        arguments: What it was called with.
-
-    Returns:
-        The inputs, and the settings that came among them.
-    """
-    inputs = dict(arguments)
-    settings: dict[str, Any] = {}
-    for name in ("lm", "config"):
-        if name in inputs and not takes_input(program, name):
-            settings[name] = inputs.pop(name)
-    _check_settings(**settings)
-    return inputs, settings
-
-
-def _check_settings(lm: Any = None, config: Any = None) -> None:
-    if not (lm is None or isinstance(lm, dspy.BaseLM) or hasattr(lm, "supports_decision_requests")):
-        raise CallError(
-            'lm= must be a language model, for example dspy.LM("openai/gpt-5-mini"), '
-            f"not {type(lm).__name__}."
-        )
-    if config is not None and not isinstance(config, Mapping):
-        raise CallError(
-            'config= must be a dict of LM settings, for example {"temperature": 0.2}, '
-            f"not {type(config).__name__}."
-        )
-
-
 def new_id() -> str:
     """Return an id that no other turn or session has: 32 hexadecimal digits."""
     return uuid.uuid4().hex
 
 
-def _checked(
+def checked(
     state: SessionState,
     module: dspy.Module,
     inputs: Mapping[str, Any],
     options: SessionOptions | None,
-    lm: dspy.BaseLM | None,
-    config: Mapping[str, Any] | None,
+    settings: CallSettings,
 ) -> Flow:
+    """Return the flow of a turn of no session, once everything given was found to be right.
+
+    Args:
+        state: As in `step`.
+        module: As in `step`.
+        inputs: As in `step`.
+        options: As in `step`.
+        settings: What the call brings beside its inputs.
+
+    Raises:
+        SessionError: Something was given that cannot be it.
+    """
     if not isinstance(state, SessionState):
         raise CallError(
             f"state must be a SessionState, not {type(state).__name__}; begin with SessionState()."
@@ -296,14 +349,15 @@ def _checked(
     if options is not None and not isinstance(options, SessionOptions):
         raise CallError(f"options must be SessionOptions, not {type(options).__name__}.")
     check_module(module)
-    _check_settings(lm, config)
     options = options or SessionOptions()
     refuse_conflicts(module, options)
-    return running(module, state, inputs, options, lm=lm, config=config)
+    return running(module, state, inputs, options, settings=settings)
 
 
-def _committed(state: SessionState, outcome: Outcome) -> tuple[Any, SessionState]:
-    _, after = commit(state, outcome.step, outcome.outputs, outcome.run, outcome.options)
+def _remembered(state: SessionState, outcome: Outcome) -> tuple[Any, SessionState]:
+    turn, after = committed(state, outcome)
+    if turn is not None:
+        outcome.nested.announce()
     return outcome.returned, after
 
 
@@ -327,6 +381,12 @@ def _split_history(
     )
 
 
+def _fresh(history: dspy.History) -> dspy.History:
+    """A copy of a caller's history for the program, which may add messages to it."""
+    copied: dspy.History = history.model_copy(update={"messages": [*map(dict, history.messages)]})
+    return copied
+
+
 def _of_kind(history: dspy.History, kind: type[dspy.History]) -> dspy.History:
     """The history as the type that the program's `forward` asks for, if it can be."""
     if not isinstance(history, kind):
@@ -335,7 +395,7 @@ def _of_kind(history: dspy.History, kind: type[dspy.History]) -> dspy.History:
     return history
 
 
-def _surroundings(frame: Frame, lm: dspy.BaseLM | None) -> dict[str, Any]:
+def _surroundings(frame: Frame) -> dict[str, Any]:
     """The settings under which the program runs."""
     settings = dspy.settings
     overrides: dict[str, Any] = {
@@ -344,25 +404,25 @@ def _surroundings(frame: Frame, lm: dspy.BaseLM | None) -> dict[str, Any]:
         "usage_tracker": frame.draft,
         "caller_modules": [*(settings.caller_modules or []), frame.draft],
     }
-    if lm is not None:
-        overrides["lm"] = lm
+    if frame.lm is not None:
+        overrides["lm"] = frame.lm
+    callbacks = list(settings.callbacks)
+    if frame.options.scope is Scope.ALL or has_inner_agents(frame.program):
+        overrides["callbacks"] = callbacks = [*callbacks, ResultWatch(frame)]
     if has_foreign_code(frame.program):
-        overrides["callbacks"] = WatchedCallbacks([*settings.callbacks, AdapterKeeper()])
+        overrides["callbacks"] = WatchedCallbacks([*callbacks, AdapterKeeper()])
     return overrides
 
 
-def _prediction_in(returned: Any) -> Any:
-    """What counts of a return value: optimizers make a program return `(prediction, trace)`."""
+def prediction_in(returned: Any) -> Any:
+    """Return what counts of a return value: optimizers make a program return a pair with a trace.
+
+    Args:
+        returned: What the program returned.
+    """
     if isinstance(returned, tuple) and returned and isinstance(returned[0], dspy.Prediction):
         return returned[0]
     return returned
-
-
-def _outputs_of(returned: Any, options: SessionOptions) -> dict[str, Any]:
-    """What is recorded of a return value: the fields of a Prediction, or the value as `output`."""
-    if not isinstance(returned, dspy.Example):
-        return {"output": returned}
-    return {name: value for name, value in returned.items() if name != options.history_field}
 
 
 def _abandon(flow: Flow, error: BaseException) -> None:

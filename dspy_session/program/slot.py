@@ -14,9 +14,16 @@ from typing import Any, Final, get_args
 import dspy
 import msgspec
 
-from dspy_session.core.options import CopyMode, SessionOptions
+from dspy_session.core.options import CopyMode, Scope, SessionOptions
 from dspy_session.errors import HistoryError
-from dspy_session.program.anatomy import check_module, copy_program, predictors
+from dspy_session.program.anatomy import (
+    check_module,
+    copy_program,
+    faces,
+    own_signature,
+    predictors,
+    walk,
+)
 
 __all__ = [
     "HistorySlot",
@@ -70,9 +77,10 @@ def history_slot(program: dspy.Module, options: SessionOptions) -> HistorySlot:
     """Find where a program takes its history.
 
     A parameter of `forward` counts if it has the history field's name or mentions `dspy.History`.
-    A program that takes `**kwargs` is handed the history if every predictor in it declares one
-    (a Predict, a ChainOfThought over a signature with a history field); not if the field is one
-    only by its name, for then a `dspy.History` is not what its annotation asks for.
+    A program that takes `**kwargs` is handed the history if every signature that it is called by
+    declares one (a Predict, a ChainOfThought, a ReAct over a signature with a history field); not
+    if the field is one only by its name, for then a `dspy.History` is not what its annotation asks
+    for. The history inside a ReActV2 is its own business, and reaches no further than one run.
 
     Args:
         program: Any module.
@@ -81,7 +89,7 @@ def history_slot(program: dspy.Module, options: SessionOptions) -> HistorySlot:
     name, strict = options.history_field, options.strict_history_annotation
     parameter, kind, open_ended = _forward_parameters(_forward_of(program), name, strict)
     if parameter is None and open_ended:
-        declared = {_declaration(found.signature, name, strict) for _, found in predictors(program)}
+        declared = {_declaration(signature, name, strict) for signature in faces(program)}
         if len(declared) == 1:
             parameter, kind = declared.pop()
     is_default = name == _DEFAULT_FIELD
@@ -100,7 +108,7 @@ def _declaration(
 
 
 def refuse_conflicts(program: dspy.Module, options: SessionOptions) -> None:
-    """Raise if a field of the program has the history field's name, but cannot hold a history.
+    """Raise if no conversation can reach the program, or not by the name that the options say.
 
     Args:
         program: Any module.
@@ -108,8 +116,10 @@ def refuse_conflicts(program: dspy.Module, options: SessionOptions) -> None:
 
     Raises:
         HistoryError: An output has that name; or, with `strict_history_annotation`, an input or a
-            parameter of `forward` has it and is not annotated exactly `dspy.History`.
+            parameter of `forward` has it and is not annotated exactly `dspy.History`. Or DSPy keeps
+            a part of the program where no history reaches it.
     """
+    _refuse_unreachable(program, options)
     name = options.history_field
     way_out = f'Rename the field, or choose another name: history_field="{name}_".'
     for path, predictor in predictors(program):
@@ -136,6 +146,31 @@ def refuse_conflicts(program: dspy.Module, options: SessionOptions) -> None:
             )
 
 
+def _refuse_unreachable(program: dspy.Module, options: SessionOptions) -> None:
+    """Raise if DSPy keeps a part of the program where no history reaches it."""
+    for path, module in walk(program):
+        if not isinstance(module, _INTERPRETED):
+            continue
+        what = f"{type(module).__name__} {path!r}"
+        for name, field in (own_signature(module) or dspy.Signature).input_fields.items():
+            if _history_type(field.annotation) is not None:
+                raise HistoryError(
+                    f"The {what} has an input {name!r} of type dspy.History. DSPy hands its inputs "
+                    "to an interpreter as JSON, which a History is not. Leave the field out: its "
+                    "predictors are shown the conversation as readable text."
+                )
+        hidden = isinstance(module, dspy.Flex) and options.scope is Scope.PROGRAM
+        if hidden and not any(predictors(program)):
+            raise HistoryError(
+                f"The {what} makes its predictors in its interpreter, anew in each call, so that "
+                "they are none of the program's and would not see the conversation. Show it to "
+                'every predictor that runs: scope="all".'
+            )
+
+
+_INTERPRETED: Final = (dspy.RLM, dspy.Flex)  # their inputs become variables of an interpreter
+
+
 def takes_input(program: dspy.Module, name: str) -> bool:
     """Whether a program has an input of its own with that name.
 
@@ -148,7 +183,7 @@ def takes_input(program: dspy.Module, name: str) -> bool:
     if name in parameters:
         return True
     return any(p.kind is p.VAR_KEYWORD for p in parameters.values()) and any(
-        name in predictor.signature.input_fields for _, predictor in predictors(program)
+        name in signature.input_fields for signature in faces(program)
     )
 
 

@@ -1,6 +1,6 @@
 # Only what this project uses of DSPy, as DSPy 3.4 has it. tests/test_typings.py holds it to both.
 # Any stands where DSPy itself takes or returns anything.
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from os import PathLike
 from typing import Any, Literal, Self
@@ -31,6 +31,15 @@ def configure_cache(
 cache: Any
 
 def asyncify(program: Module) -> Callable[..., Awaitable[Any]]: ...
+def syncify(program: Module, in_place: bool = True) -> Module: ...
+def streamify(
+    program: Module,
+    status_message_provider: Any = None,
+    stream_listeners: list[Any] | None = None,
+    include_final_prediction_in_output_stream: bool = True,
+    is_async_program: bool = False,
+    async_streaming: bool = True,
+) -> Callable[..., Any]: ...
 
 # Signatures
 
@@ -66,6 +75,36 @@ class Image(Type):
     def __init__(
         self, source: Any = None, /, *, download: Any = ..., verify: Any = ..., **data: Any
     ) -> None: ...
+
+class Audio(Type):
+    def __init__(self, *args: Any, **data: Any) -> None: ...
+
+class File(Type):
+    def __init__(self, *args: Any, **data: Any) -> None: ...
+
+Code: Any  # a class whose brackets take a language
+
+class ToolCalls(Type):
+    class ToolCall(Type): ...
+
+class ToolCallResults(BaseModel):
+    class ToolCallResult(BaseModel): ...
+
+class Tool(Type):
+    func: Callable[..., Any]
+    arg_types: dict[str, Any] | None
+    def __init__(
+        self,
+        func: Callable[..., Any],
+        name: str | None = None,
+        desc: str | None = None,
+        args: dict[str, Any] | None = None,
+        arg_types: dict[str, Any] | None = None,
+        arg_desc: dict[str, str] | None = None,
+    ) -> None: ...
+    def __call__(self, **kwargs: Any) -> Any: ...
+
+class Reasoning(Type): ...
 
 class History(BaseModel):
     messages: list[dict[str, Any]]
@@ -133,6 +172,7 @@ class Module(metaclass=ProgramMeta):
     ) -> None: ...
 
 class Predict(Module):
+    def forward(self, **kwargs: Any) -> Any: ...
     stage: str
     signature: type[Signature]
     demos: list[Any]
@@ -159,11 +199,93 @@ class ReAct(Module):
     def __init__(
         self,
         signature: str | type[Signature],
-        tools: list[Callable[..., Any]],
+        tools: Sequence[Callable[..., Any] | Tool],
+        max_iters: int = 20,
+    ) -> None: ...
+    async def aforward(self, **input_args: Any) -> Any: ...
+
+class BestOfN(Module):
+    def __init__(
+        self,
+        module: Module,
+        N: int,
+        reward_fn: Callable[[dict[str, Any], Prediction], float],
+        threshold: float,
+        fail_count: int | None = None,
+    ) -> None: ...
+
+class ReActV2(Module):
+    def __init__(
+        self,
+        signature: str | type[Signature],
+        tools: Sequence[Callable[..., Any] | Tool],
         max_iters: int = 20,
     ) -> None: ...
 
-class BestOfN(Module):
+class CodeAct(ReAct):
+    def __init__(
+        self,
+        signature: str | type[Signature],
+        tools: list[Callable[..., Any]],
+        max_iters: int = 5,
+        interpreter_factory: Callable[[], Any] = ...,
+    ) -> None: ...
+
+class ProgramOfThought(Module):
+    def __init__(
+        self,
+        signature: str | type[Signature],
+        max_iters: int = 3,
+        interpreter_factory: Callable[[], Any] = ...,
+    ) -> None: ...
+
+class RLM(Module):
+    def __init__(
+        self,
+        signature: str | type[Signature],
+        max_iters: int = 20,
+        max_llm_calls: int = 50,
+        max_output_chars: int = 10_000,
+        verbose: bool = False,
+        tools: list[Callable[..., Any]] | None = None,
+        sub_lm: LM | None = None,
+        interpreter_factory: Callable[[], Any] = ...,
+    ) -> None: ...
+
+class Flex(Module):
+    def __init__(
+        self,
+        signature: Any,
+        *,
+        tools: list[Any] | None = None,
+        interpreter_factory: Callable[[], Any] = ...,
+        max_predictor_calls: int | None = 100,
+    ) -> None: ...
+
+class KNN:
+    def __init__(self, k: int, trainset: list[Example], vectorizer: Embedder) -> None: ...
+    def __call__(self, **kwargs: Any) -> list[Example]: ...
+
+class LocalInterpreter:
+    def __init__(
+        self,
+        tools: dict[str, Callable[..., Any]] | None = None,
+        output_fields: list[dict[str, Any]] | None = None,
+        *,
+        execution_timeout: float | None = None,
+        callbacks: list[BaseCallback] | None = None,
+    ) -> None: ...
+
+class MultiChainComparison(Module):
+    def __init__(
+        self,
+        signature: str | type[Signature],
+        M: int = 3,
+        temperature: float = 0.7,
+        **config: Any,
+    ) -> None: ...
+
+class Refine(Module):
     def __init__(
         self,
         module: Module,
@@ -218,6 +340,8 @@ class Adapter:
     def format(
         self, signature: type[Signature], demos: list[dict[str, Any]], inputs: dict[str, Any]
     ) -> list[dict[str, Any]]: ...
+    def parse(self, signature: type[Signature], completion: str) -> dict[str, Any]: ...
+    def format_task_description(self, signature: type[Signature]) -> str: ...
     def format_user_message_content(
         self,
         signature: type[Signature],
@@ -265,6 +389,7 @@ class TwoStepAdapter(Adapter):
 
 class BaseLM:
     history: list[dict[str, Any]]
+    kwargs: dict[str, Any]
     def __init__(
         self,
         model: str,
@@ -283,6 +408,7 @@ class BaseLM:
         messages: list[dict[str, Any]] | None = None,
         **kwargs: Any,
     ) -> Any: ...
+    def copy(self, **kwargs: Any) -> Any: ...
     def update_history(self, entry: dict[str, Any]) -> None: ...
 
 class LM(BaseLM):
@@ -307,6 +433,15 @@ class LM(BaseLM):
     ) -> None: ...
     @property
     def engine(self) -> Any: ...
+
+class Embedder:
+    def __init__(
+        self,
+        model: str | Callable[..., Any],
+        batch_size: int = 200,
+        caching: bool = True,
+        **kwargs: Any,
+    ) -> None: ...
 
 # Optimizers
 
@@ -347,3 +482,7 @@ class COPRO:
         trainset: list[Example],
         eval_kwargs: dict[str, Any] | None = None,
     ) -> Any: ...
+
+# Errors
+
+class LMError(Exception): ...

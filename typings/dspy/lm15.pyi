@@ -9,6 +9,12 @@ class TextPart:
     type: Literal["text"] = field(default="text", init=False)
 
 @dataclass(frozen=True, slots=True)
+class ThinkingPart:
+    text: str
+    continuation: tuple[Any, ...] = ()
+    type: Literal["thinking"] = field(default="thinking", init=False)
+
+@dataclass(frozen=True, slots=True)
 class Message:
     role: Literal["user", "assistant", "tool", "developer"]
     parts: tuple[Any, ...]

@@ -1,0 +1,478 @@
+"""How a session runs turns: called, awaited, with settings of one call, and asked again.
+
+A call runs the program on the state, and publishes the next state last. A turn is recorded around
+`__call__`, not inside `forward`, because optimizers replace `forward`. Nothing is locked while an
+LM is called, unless the session was made with a lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
+from typing import Any
+
+import dspy
+from dspy.streaming import StatusMessageProvider
+
+from dspy_session.branch import Branch
+from dspy_session.conversation import Conversation
+from dspy_session.core.options import Lock
+from dspy_session.core.state import SessionState
+from dspy_session.core.turn import Attempt, Turn
+from dspy_session.errors import CallError, LockError, TurnIndexError
+from dspy_session.program import run as program_run
+from dspy_session.program.call_modes import async_call, sync_call
+from dspy_session.program.evaluating import evaluating
+from dspy_session.program.events import StreamEvent
+from dspy_session.program.frame import Frame, frame_of, home_of
+from dspy_session.program.listening import choose
+from dspy_session.program.settings import (
+    NO_SETTINGS,
+    CallSettings,
+    call_settings,
+    split_settings,
+)
+from dspy_session.program.streamify import ended_with, unless_left
+from dspy_session.program.streaming import Streaming, astreamed, streamed
+
+__all__ = ["Calls", "SessionCall"]
+
+logger = logging.getLogger("dspy_session")
+
+_INSIDE_HINT = (
+    "This session was called inside its own turn. Its program may call other sessions or "
+    "session.fork(), but not the session that is waiting for it."
+)
+_ROLLOUT_BITS = 48  # whole numbers that every JSON reader keeps exactly
+
+
+class Calls(Conversation, Branch):
+    """The part of a session that runs turns; made by `Session`, not by hand."""
+
+    _on_turn: Callable[[Any, Turn], Any] | None
+    _attempts: tuple[Attempt, ...]
+    _records: bool | None = None  # None: unless an evaluator or an optimizer asks
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run one turn and return what the program returned.
+
+        Args:
+            *args: None; inputs are given by keyword.
+            **kwargs: The program's inputs; `history=` a `dspy.History`, see `history_policy`;
+                `lm=` an LM and `config=` LM settings for this turn, unless the program has inputs
+                of these names.
+
+        Raises:
+            CallError: Positional arguments, or a `history=` that is none.
+            LockError: The session is running this turn already, or needs `acall`.
+            Exception: Whatever the program raises; the conversation is as it was.
+        """
+        return self._call(args, kwargs)
+
+    async def acall(self, *args: Any, **kwargs: Any) -> Any:
+        """Run one turn in async code; as calling the session, awaited.
+
+        Args:
+            *args: None; inputs are given by keyword.
+            **kwargs: As for calling the session.
+
+        Raises:
+            CallError: As for calling the session.
+            LockError: As for calling the session, or its lock is for threads.
+            Exception: Whatever the program raises; the conversation is as it was.
+        """
+        return await self._acall(args, kwargs)
+
+    def stream(self, *args: Any, **kwargs: Any) -> Generator[StreamEvent, None, None]:
+        """Run one turn, and hand over what happens while it happens.
+
+        The turn is recorded when the program has ended and the reader asks for the last event. A
+        reader who leaves before that has the conversation as it was, and an attempt with the text
+        that had arrived.
+
+        Args:
+            *args: None, as for calling the session.
+            **kwargs: As for calling the session.
+
+        Yields:
+            `TextEvent` and `StatusEvent` as they come; as the last one a `TurnEvent`.
+
+        Raises:
+            CallError: As for calling the session.
+            LockError: As for calling the session.
+            Exception: Whatever the program raises; the conversation is as it was.
+        """
+        return self._stream(args, kwargs)
+
+    def astream(self, *args: Any, **kwargs: Any) -> AsyncGenerator[StreamEvent, None]:
+        """As `stream`, for `async for`; the program runs as under `acall`.
+
+        Args:
+            *args: None, as for calling the session.
+            **kwargs: As for calling the session.
+
+        Yields:
+            As `stream`.
+
+        Raises:
+            CallError: As for calling the session.
+            LockError: As for `acall`.
+            Exception: Whatever the program raises; the conversation is as it was.
+        """
+        return self._astream(args, kwargs)
+
+    def using(
+        self,
+        *,
+        lm: dspy.BaseLM | None = None,
+        config: Mapping[str, Any] | None = None,
+        request_id: str | None = None,
+        stream_fields: Sequence[str] | None = None,
+        status_messages: StatusMessageProvider | None = None,
+    ) -> SessionCall:
+        """Return this session with settings for one call: `session.using(lm=...)(question=...)`.
+
+        The settings reach every LM call of the program, also where its `forward` has no parameter
+        for them.
+
+        Args:
+            lm: The LM for the turn, instead of the configured and of the predictors' own.
+            config: LM settings (`temperature`, `max_tokens`, `rollout_id`, ...).
+            request_id: The caller's own name for the request, kept as `turn.request_id`.
+            stream_fields: Which output fields a stream hears of: `answer`, or
+                `extract.predict.answer` with the predictor's path; None for all of type `str` and
+                `dspy.Reasoning`.
+            status_messages: Words the status messages of a stream; None for DSPy's own.
+
+        Raises:
+            CallError: A setting is of a type that it cannot have.
+
+        Example:
+            >>> from dspy_session import sessionify
+            >>> from dspy_session.testing import scripted_lm
+            >>> session = sessionify(dspy.Predict("question -> answer"))
+            >>> with dspy.context(lm=scripted_lm()):
+            ...     call = session.using(config={"temperature": 0.2}, request_id="r-1")
+            ...     prediction = call(question="Hi")
+            >>> session.turns[0].request_id
+            'r-1'
+        """
+        settings = call_settings(
+            lm=lm,
+            config=config,
+            request_id=request_id,
+            stream_fields=stream_fields,
+            status_messages=status_messages,
+        )
+        return SessionCall(self, settings)
+
+    def regenerate(self, index: int | None = None, /, **inputs: Any) -> Any:
+        """Ask again: the last turn, or an earlier one, perhaps with other inputs.
+
+        The question goes to the model under a fresh rollout id, so that a cached answer does not
+        come back. The conversation then ends with the new turn; `redo()` brings the old answer
+        back, and with it whatever came after.
+
+        Args:
+            index: The turn's absolute index; None for the last.
+            **inputs: Inputs that differ from the turn's own.
+
+        Returns:
+            What the program returned.
+
+        Raises:
+            TurnIndexError: There is no such turn.
+            Exception: As for calling the session; the conversation is as it was.
+        """
+        return self.using().regenerate(index, **inputs)
+
+    async def aregenerate(self, index: int | None = None, /, **inputs: Any) -> Any:
+        """As `regenerate`, in async code.
+
+        Args:
+            index: As in `regenerate`.
+            **inputs: As in `regenerate`.
+        """
+        return await self.using().aregenerate(index, **inputs)
+
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        """The latest calls that failed or were cancelled, oldest first; see `max_stored_attempts`.
+
+        They are not saved, and forks begin without any.
+        """
+        return self._attempts
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run one turn; the same as calling the session.
+
+        Args:
+            *args: None, as for calling the session.
+            **kwargs: As for calling the session.
+        """
+        frame = frame_of(self)
+        if frame is None:
+            return self(*args, **kwargs)
+        with _entered(frame):
+            return sync_call(frame.program)(**kwargs)
+
+    async def aforward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run one turn in async code; the same as `acall`.
+
+        Args:
+            *args: None, as for calling the session.
+            **kwargs: As for calling the session.
+        """
+        frame = frame_of(self)
+        if frame is None:
+            return await self.acall(*args, **kwargs)
+        with _entered(frame):
+            return await async_call(frame.program)(**kwargs)
+
+    # --- one turn ---------------------------------------------------------------------------------
+
+    def _call(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        settings: CallSettings = NO_SETTINGS,
+        at: int | None = None,
+    ) -> Any:
+        trial = self._is_tried()
+        with self._locks.turn(self._checked_lock(args, Lock.THREAD, trial)):
+            flow = self._flow(kwargs, settings, at, trial)
+            outcome = program_run.drive(flow, unless_left(super().__call__))
+            turn, _ = self._record(outcome)
+        self._announce(turn, outcome)
+        return ended_with(outcome.returned)
+
+    async def _acall(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        settings: CallSettings = NO_SETTINGS,
+        at: int | None = None,
+    ) -> Any:
+        trial = self._is_tried()
+        async with self._locks.async_turn(self._checked_lock(args, Lock.ASYNC, trial)):
+            flow = self._flow(kwargs, settings, at, trial)
+            outcome = await program_run.adrive(flow, super().acall)
+            turn, _ = self._record(outcome)
+        self._announce(turn, outcome)
+        return ended_with(outcome.returned)
+
+    def _is_tried(self) -> bool:
+        """Whether nothing of a call is kept: an evaluator or an optimizer asks, or it is frozen.
+
+        An evaluator shows on the call stack only, so this is asked where the call comes in.
+        """
+        return evaluating() if self._records is None else not self._records
+
+    def _flow(
+        self,
+        kwargs: Mapping[str, Any],
+        settings: CallSettings,
+        at: int | None = None,
+        trial: bool = False,
+    ) -> program_run.Flow:
+        inputs, given = split_settings(self.module, kwargs)
+        inside = home_of(self) is not None  # then it goes on, until the turn around is forgotten
+        return program_run.running(
+            self.module,
+            self.state,
+            inputs,
+            self._options,
+            owner=self,
+            settings=settings.updated(given),
+            at=at,
+            missed=None if trial else self._missed,
+            trial=trial,
+            inside=inside,
+            records=not trial or (inside and self._records is None),
+        )
+
+    def _stream(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        settings: CallSettings = NO_SETTINGS,
+    ) -> Generator[StreamEvent, None, None]:
+        trial = self._is_tried()
+        lock = self._checked_lock(args, Lock.THREAD, trial)
+        plan = self._streaming(kwargs, settings, trial, super().__call__)
+        return streamed(plan, lambda: self._locks.stream(lock))
+
+    def _astream(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        settings: CallSettings = NO_SETTINGS,
+    ) -> AsyncGenerator[StreamEvent, None]:
+        trial = self._is_tried()
+        lock = self._checked_lock(args, Lock.ASYNC, trial)
+        plan = self._streaming(kwargs, settings, trial, super().acall)
+        return astreamed(plan, lambda: self._locks.async_stream(lock))
+
+    def _streaming(
+        self,
+        kwargs: Mapping[str, Any],
+        settings: CallSettings,
+        trial: bool,
+        call: Callable[..., Any],
+    ) -> Streaming:
+        return Streaming(
+            begin=lambda: self._flow(kwargs, settings, None, trial),
+            call=call,
+            commit=self._record,
+            announce=self._announce,
+            choice=choose(self.module, settings.stream_fields),
+            statuses=settings.status_messages,
+            missed=None if trial else self._missed,
+        )
+
+    def _record(self, outcome: program_run.Outcome) -> tuple[Turn | None, SessionState]:
+        def publish(
+            state: SessionState,
+        ) -> tuple[tuple[Turn | None, SessionState], SessionState]:
+            turn, after = program_run.committed(state, outcome)
+            return (turn, after), after
+
+        return self._move(publish)
+
+    def _missed(self, attempt: Attempt) -> None:
+        with self._locks.state:
+            kept = deque((*self._attempts, attempt), maxlen=self._options.max_stored_attempts)
+            self._attempts = tuple(kept)
+
+    def _announce(self, turn: Turn | None, outcome: program_run.Outcome) -> None:
+        """Tell `on_turn`, after those of nested sessions; within a turn, when that is recorded."""
+        if turn is None:
+            return
+        home = home_of(self)
+        if home is not None:
+            home.announcements.append(lambda: self._tell(turn))
+            return
+        outcome.nested.announce()
+        self._tell(turn)
+
+    def _tell(self, turn: Turn) -> None:
+        if self._on_turn is None:
+            return
+        try:
+            self._on_turn(self, turn)
+        except Exception:  # a hook is a user's code, and the turn is recorded already
+            logger.warning("on_turn failed for turn %d", turn.index, exc_info=True)
+
+    def _checked_lock(self, args: tuple[Any, ...], mode: Lock, trial: bool) -> Lock:
+        """Return what a call of this mode waits for; trials leave nothing that is worth it."""
+        if args:
+            raise CallError(
+                "A session takes its inputs by keyword, for example session(question=...); "
+                f"{len(args)} positional argument(s) came."
+            )
+        if frame_of(self) is not None:
+            raise LockError(_INSIDE_HINT)
+        if trial:
+            return Lock.NONE
+        lock = self._options.lock
+        if lock not in (Lock.NONE, mode):
+            way = "await session.acall(...)" if mode is Lock.THREAD else "session(...)"
+            raise LockError(
+                f"This session has lock={lock.value!r}: call it as {way}, or make it "
+                f"with lock={mode.value!r}."
+            )
+        return lock
+
+
+class SessionCall:
+    """A session with settings for one call; made by `session.using(...)`.
+
+    It is called as the session is, and may be used for several calls.
+    """
+
+    def __init__(self, session: Calls, settings: CallSettings) -> None:
+        self._session, self._settings = session, settings
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run one turn; see calling a session.
+
+        Args:
+            *args: None; inputs are given by keyword.
+            **kwargs: As for calling the session.
+        """
+        return self._session._call(args, kwargs, self._settings)
+
+    async def acall(self, *args: Any, **kwargs: Any) -> Any:
+        """Run one turn in async code; see `Session.acall`.
+
+        Args:
+            *args: None; inputs are given by keyword.
+            **kwargs: As for calling the session.
+        """
+        return await self._session._acall(args, kwargs, self._settings)
+
+    def stream(self, *args: Any, **kwargs: Any) -> Generator[StreamEvent, None, None]:
+        """Stream one turn; see `Session.stream`.
+
+        Args:
+            *args: None; inputs are given by keyword.
+            **kwargs: As for calling the session.
+        """
+        return self._session._stream(args, kwargs, self._settings)
+
+    def astream(self, *args: Any, **kwargs: Any) -> AsyncGenerator[StreamEvent, None]:
+        """Stream one turn in async code; see `Session.astream`.
+
+        Args:
+            *args: None; inputs are given by keyword.
+            **kwargs: As for calling the session.
+        """
+        return self._session._astream(args, kwargs, self._settings)
+
+    def regenerate(self, index: int | None = None, /, **inputs: Any) -> Any:
+        """Ask again; see `Session.regenerate`.
+
+        Args:
+            index: As in `Session.regenerate`.
+            **inputs: As in `Session.regenerate`.
+        """
+        asked, at = self._again(index, inputs)
+        return self._session._call((), asked, self._afresh(), at)
+
+    async def aregenerate(self, index: int | None = None, /, **inputs: Any) -> Any:
+        """Ask again, in async code; see `Session.regenerate`.
+
+        Args:
+            index: As in `Session.regenerate`.
+            **inputs: As in `Session.regenerate`.
+        """
+        asked, at = self._again(index, inputs)
+        return await self._session._acall((), asked, self._afresh(), at)
+
+    def _again(self, index: int | None, inputs: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
+        """The inputs of the turn to ask again, and its index."""
+        state = self._session.state
+        if index is None:
+            if state.last is None:
+                raise TurnIndexError("There is no turn to ask again: the conversation is empty.")
+            index = state.last.index
+        return {**state.turn(index).inputs, **inputs}, index
+
+    def _afresh(self) -> CallSettings:
+        fresh = CallSettings(config={"rollout_id": secrets.randbits(_ROLLOUT_BITS)})
+        return fresh.updated(self._settings)
+
+
+@contextlib.contextmanager
+def _entered(frame: Frame) -> Iterator[None]:
+    """Run a session's program in its turn, in which its program must not ask for it again."""
+    if frame.draft.entered:
+        raise LockError(_INSIDE_HINT)
+    frame.draft.entered = True
+    try:
+        yield
+    finally:
+        frame.draft.entered = False

@@ -1,0 +1,4 @@
+from dspy import Type
+
+class Citations(Type):
+    class Citation(Type): ...

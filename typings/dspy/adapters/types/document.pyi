@@ -1,0 +1,3 @@
+from dspy import Type
+
+class Document(Type): ...

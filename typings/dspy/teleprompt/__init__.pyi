@@ -1,0 +1,1 @@
+# Only its place is used: which modules are optimizers.
