@@ -57,7 +57,8 @@ class ConversationAdapter:
 
     @property  # type: ignore[misc]  # DSPy asks isinstance(adapter, ...) and derives from __class__
     def __class__(self) -> type:
-        return _derivable(type(self._inner))
+        kind: Any = type(self._inner)
+        return _derivable(kind)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(object.__getattribute__(self, "_inner"), name)
@@ -117,7 +118,7 @@ class ConversationAdapter:
 
 
 @functools.lru_cache(maxsize=64)
-def _derivable(kind: type) -> type:
+def _derivable(kind: type[Any]) -> type[Any]:
     """Return an adapter's class, such that a class derived from it can be made without arguments.
 
     Refine derives one, in order to delegate to the adapter that it found, and makes it so. For an
