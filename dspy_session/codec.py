@@ -17,7 +17,6 @@ is imported or evaluated.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal
 
@@ -25,14 +24,22 @@ import msgspec
 
 from dspy_session.core import flat, tables
 from dspy_session.core.options import SessionOptions, make_options
-from dspy_session.core.paths import Path
-from dspy_session.core.state import SessionState, start
-from dspy_session.core.step import commit, prepare
-from dspy_session.core.transitions import annotate, truncate
+from dspy_session.core.state import SessionState
 from dspy_session.core.turn import Run
 from dspy_session.core.values import REGISTERED, ValueCodecs, from_plain, to_plain
 from dspy_session.core.window import Exchange, View
 from dspy_session.errors import FormatError, OptionError, ValueCodecError
+from dspy_session.published import from_published, read_published
+from dspy_session.wire import (
+    Wire,
+    WireBeside,
+    WireConversation,
+    WireExchange,
+    WireRun,
+    WireState,
+    WireTurn,
+    WireView,
+)
 
 __all__ = ["VERSION", "decode", "encode", "from_wire", "to_wire"]
 
@@ -40,91 +47,6 @@ VERSION: Final = 3
 KIND: Final = "dspy-session"
 
 _Format = Literal["json", "msgpack"]
-
-
-class WireRun(msgspec.Struct, omit_defaults=True):
-    """How a run went; see `Run`."""
-
-    id: str = ""
-    time: Any = None  # numbers in plain form, for JSON has no infinities
-    duration: Any = None
-    usage: dict[str, dict[str, Any]] = {}
-    cost: Any = None
-    fingerprint: str | None = None
-    request_id: str | None = None
-
-
-class WireTurn(msgspec.Struct, omit_defaults=True, kw_only=True):
-    """One turn; `saw` is path, start, stop, seed, view.
-
-    Either it has fields, or the number of the `exchange` of an earlier turn: then it is that turn
-    with another score, for example.
-    """
-
-    index: int
-    inputs: dict[str, Any] | None = None
-    outputs: dict[str, Any] | None = None
-    details: dict[str, Any] = {}
-    exchange: int | None = None
-    saw: tuple[int, int, int, int, int]
-    run: WireRun
-    score: Any = None
-    feedback: str | None = None
-    beside: int | None = None
-
-
-class WireView(msgspec.Struct, omit_defaults=True):
-    """Which fields a snapshot showed."""
-
-    exclude: list[str] = []
-    inputs: list[str] | None = None
-    details: bool = False
-
-
-class WireExchange(msgspec.Struct, omit_defaults=True):
-    """An exchange that is no longer a turn's, but still in a snapshot, or in a seed."""
-
-    outputs: dict[str, Any]
-    inputs: dict[str, Any] = {}
-    details: dict[str, Any] = {}
-
-
-class WireBeside(msgspec.Struct, omit_defaults=True):
-    """What stands beside turns: by module path, the number of a state."""
-
-    nested: dict[str, int] = {}
-
-
-class WireState(msgspec.Struct, omit_defaults=True):
-    """One state; see `FlatState`."""
-
-    path: Path
-    id: str | None = None
-    undone: int = 0
-    seed: int = 0
-    before: int | None = None
-    ahead: list[int] = []
-
-
-class WireConversation(msgspec.Struct):
-    """`Tables` with plain values."""
-
-    turns: list[WireTurn]
-    seeds: list[list[WireExchange]]
-    views: list[WireView]
-    paths: list[Path]
-    states: list[WireState]
-    others: list[WireExchange] = []
-    besides: list[WireBeside] = []
-
-
-class Wire(msgspec.Struct):
-    """The whole document."""
-
-    kind: Literal["dspy-session"]
-    version: Literal[3]
-    options: dict[str, Any]
-    conversation: WireConversation
 
 
 def to_wire(
@@ -220,7 +142,7 @@ def from_wire(
     version = _version_of(data)
     try:
         if version in (1, 2):
-            return _from_published(data)
+            return from_published(data)
         wire = msgspec.convert(data, Wire)
         return _state_from_wire(wire.conversation, codecs), make_options(wire.options)
     except FormatError:
@@ -271,8 +193,8 @@ def decode(
     try:
         document = msgspec.json.decode(data) if format == "json" else msgspec.msgpack.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        document = _published_document(data) if format == "json" else None
-        if document is None:
+        document = read_published(data) if format == "json" else None
+        if not is_conversation(document):
             raise FormatError(
                 f"Expected a conversation as {format}, but the data is not whole: {error}. "
                 "It is truncated, corrupt, or another kind of file."
@@ -489,70 +411,3 @@ def _values(
                 f"Cannot load {where}: {role} {name!r}: {error}. Nothing was loaded."
             ) from error
     return values
-
-
-# --- versions 1 and 2, of the published dspy-session 0.1 ------------------------------------------
-
-
-class _PublishedTurn(msgspec.Struct):
-    inputs: dict[str, Any]
-    outputs: dict[str, Any]
-    score: float | None = None
-
-
-class _PublishedHistory(msgspec.Struct):
-    messages: list[dict[str, Any]] = []
-
-
-class _Published(msgspec.Struct):
-    turns: list[_PublishedTurn]
-    history_field: str = "history"
-    max_turns: int | None = None
-    max_stored_turns: int | None = None
-    copy_mode: str = "deep"
-    exclude_fields: list[str] | None = None
-    history_input_fields: list[str] | None = None
-    input_field_override: list[str] | None = None
-    history_policy: str = "override"
-    initial_history: _PublishedHistory | None = None
-
-
-def _published_document(data: bytes) -> dict[str, Any] | None:
-    """Read JSON as Python writes it, which the published versions did: with NaN and Infinity."""
-    try:
-        document = json.loads(data)
-    except (ValueError, RecursionError):
-        return None
-    return document if is_conversation(document) and "kind" not in document else None
-
-
-def _from_published(data: Mapping[str, Any]) -> tuple[SessionState, SessionOptions]:
-    """Read versions 1 and 2.
-
-    They keep no snapshots: each turn is taken to have seen the turns before it, under the file's
-    own options. Their `exclude_fields` lists the history field itself, which is never shown anyway;
-    a history that stands among the fields of a turn is left out. Their indices repeat after
-    trimming, so turns are counted anew.
-    """
-    old = msgspec.convert(data, _Published)
-    options = make_options(
-        {
-            "history_field": old.history_field,
-            "max_turns": old.max_turns,
-            "max_stored_turns": old.max_stored_turns,
-            "copy_mode": old.copy_mode,
-            "exclude_fields": frozenset(old.exclude_fields or ()) - {old.history_field},
-            "history_input_fields": old.history_input_fields or old.input_field_override,
-            "history_policy": old.history_policy,
-        }
-    )
-    state = start(old.initial_history.messages if old.initial_history else ())
-    unlimited = options.replace(max_stored_turns=None)
-    for turn in old.turns:
-        for fields in (turn.inputs, turn.outputs):
-            fields.pop(old.history_field, None)
-        step = prepare(state, turn.inputs, options)
-        recorded, state = commit(state, step, turn.outputs, Run(), unlimited)
-        if recorded is not None and turn.score is not None:
-            state = annotate(state, {recorded.index: (turn.score, None)})
-    return truncate(state, options.max_stored_turns), options

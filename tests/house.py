@@ -23,7 +23,9 @@ ROOT = ""
 LAYERS = (
     "errors",  # level 0
     "core",  # 1
-    "codec",  # 2
+    "wire",  # 2
+    "published",
+    "codec",
     "files",
     "stores",  # 3
     "program",  # 4
