@@ -174,10 +174,15 @@ class _XmlReader:
         self._unread = {field: _Text(field, tell) for field in fields}
         self._text: _Text | None = None
         self._depth = 0
-        self._parser: expat.XMLParserType | None = expat.ParserCreate()
-        self._parser.StartElementHandler = self._start
-        self._parser.EndElementHandler = self._end
-        self._parser.CharacterDataHandler = self._characters
+        parser = expat.ParserCreate()
+        self._parser: expat.XMLParserType | None = parser
+        parser.StartElementHandler = self._start
+        parser.EndElementHandler = self._end
+        parser.CharacterDataHandler = self._characters
+        # Expat 2.6 and later would hold back what came until much more has come.
+        at_once = getattr(parser, "SetReparseDeferralEnabled", None)
+        if at_once is not None:
+            at_once(False)
         self.read("<dspy_root>")
 
     def read(self, text: str) -> None:
