@@ -23,8 +23,10 @@ from typing import Any, Final, Literal
 import msgspec
 
 from dspy_session.core import flat, tables
+from dspy_session.core.data import as_data
 from dspy_session.core.options import SessionOptions, make_options
-from dspy_session.core.state import SessionState
+from dspy_session.core.profile import NO_PROFILE, Instructions, Place, Profile
+from dspy_session.core.state import SessionState, checked_id
 from dspy_session.core.turn import Run
 from dspy_session.core.values import REGISTERED, ValueCodecs, from_plain, to_plain
 from dspy_session.core.window import Exchange, View
@@ -35,6 +37,7 @@ from dspy_session.wire import (
     WireBeside,
     WireConversation,
     WireExchange,
+    WireProfile,
     WireRun,
     WireState,
     WireTurn,
@@ -50,7 +53,11 @@ _Format = Literal["json", "msgpack"]
 
 
 def to_wire(
-    state: SessionState, options: SessionOptions, codecs: ValueCodecs = REGISTERED
+    state: SessionState,
+    options: SessionOptions,
+    codecs: ValueCodecs = REGISTERED,
+    *,
+    private: bool = True,
 ) -> dict[str, Any]:
     """Return a conversation and its options as a JSON-ready dict.
 
@@ -59,6 +66,8 @@ def to_wire(
         options: The session's options.
         codecs: Writes values of types beyond plain data; `program_codecs(program)` knows those of
             a program.
+        private: Whether to write the session data under `options.private_data`, and the fields in
+            `options.redact_fields`.
 
     Raises:
         ValueCodecError: A field holds a value of a type without written form. The message names
@@ -69,11 +78,15 @@ def to_wire(
         3
     """
     # By way of JSON, so that only JSON's own types are left in it: no tuple, no enum.
-    return _as_dict(msgspec.json.decode(_written(_wire(state, options, codecs), "json")))
+    wire = _wire(flat.pack(state), options, codecs, private=private)
+    return _as_dict(msgspec.json.decode(_written(wire, "json")))
 
 
-def _wire(state: SessionState, options: SessionOptions, codecs: ValueCodecs) -> Wire:
-    packed = flat.pack(state)
+def _wire(
+    packed: tables.Tables, options: SessionOptions, codecs: ValueCodecs, *, private: bool = True
+) -> Wire:
+    if not private:
+        packed = tables.shared(packed, options.private_data, options.redact_fields)
     own = 0  # the exchanges of turns are numbered as they appear
     turns = []
     for number, turn in enumerate(packed.turns):
@@ -102,10 +115,8 @@ def _wire(state: SessionState, options: SessionOptions, codecs: ValueCodecs) -> 
                 for v in packed.views
             ],
             paths=packed.paths,
-            besides=[WireBeside(beside.nested) for beside in packed.besides],
-            states=[
-                WireState(s.path, s.id, s.undone, s.seed, s.before, s.ahead) for s in packed.states
-            ],
+            besides=[_beside_to_wire(beside) for beside in packed.besides],
+            states=[_state_to_wire(state) for state in packed.states],
         ),
     )
 
@@ -172,7 +183,7 @@ def encode(
         ValueCodecError: As `to_wire`.
     """
     _check_format(format)
-    data = _written(_wire(state, options, codecs), format)
+    data = _written(_wire(flat.pack(state), options, codecs), format)
     return msgspec.json.format(data, indent=2) if format == "json" else data
 
 
@@ -246,7 +257,8 @@ def _as_dict(value: Any) -> dict[str, Any]:
 
 def _options_to_wire(options: SessionOptions) -> dict[str, Any]:
     plain = _as_dict(msgspec.to_builtins(options))
-    plain["exclude_fields"] = sorted(options.exclude_fields)
+    for name in ("exclude_fields", "private_data", "redact_fields"):
+        plain[name] = sorted(getattr(options, name))
     if options.history_input_fields is not None:
         plain["history_input_fields"] = sorted(options.history_input_fields)
     return plain
@@ -288,10 +300,48 @@ def _turn_to_wire(
             cost=facts["cost"],
             fingerprint=run.fingerprint,
             request_id=run.request_id,
+            lm_calls=run.lm_calls,
+            sent=run.sent,
         ),
         score=facts["score"],
         feedback=turn.feedback,
+        before=turn.before,
         beside=turn.beside,
+    )
+
+
+def _beside_to_wire(beside: tables.FlatBeside) -> WireBeside:
+    waiting = [
+        _fields_to_wire(message, "a message that waits", "its", REGISTERED)
+        for message in beside.pending
+    ]
+    return WireBeside(beside.nested, beside.data.to_dict(), waiting)
+
+
+def _state_to_wire(state: tables.FlatState) -> WireState:
+    return WireState(
+        path=state.path,
+        id=state.id,
+        undone=state.undone,
+        seed=state.seed,
+        before=state.before,
+        ahead=state.ahead,
+        written=state.written,
+        earlier=state.earlier,
+        profile=None if state.profile.same_as(NO_PROFILE) else _profile_to_wire(state.profile),
+    )
+
+
+def _profile_to_wire(profile: Profile) -> WireProfile:
+    told, system = profile.instructions, profile.system
+    return WireProfile(
+        instructions=None if told is None else told.text,
+        place=str(Place.AFTER if told is None else told.place),
+        metadata=profile.metadata.to_dict(),
+        start=profile.start.to_dict(),
+        system=None
+        if system is None
+        else _fields_to_wire(system, "the system message", "its", REGISTERED),
     )
 
 
@@ -338,11 +388,8 @@ def _state_from_wire(wire: WireConversation, codecs: ValueCodecs) -> SessionStat
         tables.Tables(
             turns=turns,
             exchanges=exchanges,
-            besides=[tables.FlatBeside(beside.nested) for beside in wire.besides],
-            states=[
-                tables.FlatState(s.id, s.path, s.undone, s.seed, s.before, s.ahead)
-                for s in wire.states
-            ],
+            besides=[_beside_from_wire(beside) for beside in wire.besides],
+            states=[_flat_state_from_wire(state) for state in wire.states],
             paths=wire.paths,
             seeds=[
                 tuple(
@@ -377,10 +424,42 @@ def _turn_from_wire(turn: WireTurn, exchange: int, where: str) -> tables.FlatTur
             cost=_number(turn.run.cost),
             fingerprint=turn.run.fingerprint,
             request_id=turn.run.request_id,
+            lm_calls=turn.run.lm_calls,
+            sent=turn.run.sent,
         ),
         score=_number(turn.score),
         feedback=turn.feedback,
+        before=turn.before,
         beside=turn.beside,
+    )
+
+
+def _beside_from_wire(wire: WireBeside) -> tables.FlatBeside:
+    waiting = [_values(m, "a message that waits", "its", REGISTERED) for m in wire.pending]
+    return tables.FlatBeside(wire.nested, as_data(wire.data), tuple(waiting))
+
+
+def _flat_state_from_wire(wire: WireState) -> tables.FlatState:
+    return tables.FlatState(
+        id=checked_id(wire.id),
+        path=wire.path,
+        undone=wire.undone,
+        seed=wire.seed,
+        before=wire.before,
+        ahead=wire.ahead,
+        written=wire.written,
+        earlier=wire.earlier,
+        profile=NO_PROFILE if wire.profile is None else _profile_from_wire(wire.profile),
+    )
+
+
+def _profile_from_wire(wire: WireProfile) -> Profile:
+    told, system = wire.instructions, wire.system
+    return Profile(
+        instructions=None if told is None else Instructions(told, Place(wire.place)),
+        metadata=as_data(wire.metadata),
+        start=as_data(wire.start),
+        system=None if system is None else _values(system, "the system message", "its", REGISTERED),
     )
 
 

@@ -11,6 +11,13 @@ that builtin too, so `except ValueError` around a wrong option keeps working:
     ├── TurnIndexError (IndexError)        there is no stored turn with that index
     ├── LockError (RuntimeError)           a lock of the wrong mode, a session inside its own turn
     ├── MetricError (RuntimeError)         a metric raised, and `on_metric_error="raise"`
+    ├── DataError (ValueError)             session data that JSON cannot hold, too deep, too large
+    ├── DataKeyError (KeyError)            session data has no such key
+    ├── MessageError (ValueError)          chat messages that make no conversation
+    ├── PayloadError (ValueError)          a protocol request is malformed, too large, tampered with
+    ├── HookError (TypeError)              a hook returned something that it may not return
+    ├── TurnRefusedError (RuntimeError)    a hook refused the turn
+    ├── ToolError (RuntimeError)           a session tool that cannot work where it stands
     ├── ValueCodecError (TypeError)        a value cannot be written out, or its codec failed
     └── FormatError (ValueError)           stored data is corrupt, truncated, or from the future
 
@@ -22,14 +29,21 @@ from __future__ import annotations
 
 __all__ = [
     "CallError",
+    "DataError",
+    "DataKeyError",
     "FormatError",
     "HistoryError",
+    "HookError",
     "LockError",
+    "MessageError",
     "MetricError",
     "ModuleTypeError",
     "OptionError",
+    "PayloadError",
     "SessionError",
+    "ToolError",
     "TurnIndexError",
+    "TurnRefusedError",
     "ValueCodecError",
 ]
 
@@ -64,6 +78,45 @@ class LockError(SessionError, RuntimeError):
 
 class MetricError(SessionError, RuntimeError):
     """A metric raised or returned no score, and the session's `on_metric_error` is `"raise"`."""
+
+
+class DataError(SessionError, ValueError):
+    """Session data that JSON cannot hold, that is too deep or too large, or not of a type."""
+
+
+class DataKeyError(SessionError, KeyError):
+    """Session data has no such key."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""  # a KeyError would show it in quotes
+
+
+class MessageError(SessionError, ValueError):
+    """Chat messages that make no conversation."""
+
+
+class PayloadError(SessionError, ValueError):
+    """A request of the message protocol is malformed, too large, or was tampered with."""
+
+
+class HookError(SessionError, TypeError):
+    """A hook returned something that it may not return."""
+
+
+class TurnRefusedError(SessionError, RuntimeError):
+    """A hook refused the turn.
+
+    Attributes:
+        reason: Why, in the hook's words.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class ToolError(SessionError, RuntimeError):
+    """A session tool that cannot work where it stands."""
 
 
 class ValueCodecError(SessionError, TypeError):

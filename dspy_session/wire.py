@@ -17,6 +17,7 @@ __all__ = [
     "WireBeside",
     "WireConversation",
     "WireExchange",
+    "WireProfile",
     "WireRun",
     "WireState",
     "WireTurn",
@@ -34,6 +35,8 @@ class WireRun(msgspec.Struct, omit_defaults=True):
     cost: Any = None
     fingerprint: str | None = None
     request_id: str | None = None
+    lm_calls: int = 0
+    sent: int = 0
 
 
 class WireTurn(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -52,6 +55,7 @@ class WireTurn(msgspec.Struct, omit_defaults=True, kw_only=True):
     run: WireRun
     score: Any = None
     feedback: str | None = None
+    before: int | None = None
     beside: int | None = None
 
 
@@ -72,9 +76,21 @@ class WireExchange(msgspec.Struct, omit_defaults=True):
 
 
 class WireBeside(msgspec.Struct, omit_defaults=True):
-    """What stands beside turns: by module path, the number of a state."""
+    """What stands beside turns: by module path, the number of a state; data; waiting messages."""
 
     nested: dict[str, int] = {}
+    data: dict[str, Any] = {}
+    pending: list[dict[str, Any]] = []
+
+
+class WireProfile(msgspec.Struct, omit_defaults=True):
+    """What belongs to a session as a whole; see `Profile`."""
+
+    instructions: str | None = None
+    place: str = "after"
+    metadata: dict[str, Any] = {}
+    start: dict[str, Any] = {}
+    system: dict[str, Any] | None = None
 
 
 class WireState(msgspec.Struct, omit_defaults=True):
@@ -86,6 +102,9 @@ class WireState(msgspec.Struct, omit_defaults=True):
     seed: int = 0
     before: int | None = None
     ahead: list[int] = []
+    written: int | None = None
+    earlier: list[int] = []
+    profile: WireProfile | None = None
 
 
 class WireConversation(msgspec.Struct):

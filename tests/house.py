@@ -48,7 +48,7 @@ KNOWS_DSPY = set("program conversation branch calls session testing integrations
 CORE_STDLIB = set(
     "__future__ abc base64 bisect collections copy copyreg dataclasses datetime decimal difflib "
     "enum fractions functools hashlib inspect itertools json keyword math numbers operator re "
-    "reprlib string textwrap types typing warnings weakref".split()
+    "reprlib string textwrap types typing unicodedata warnings weakref".split()
 )
 CORE_BEYOND_STDLIB = ("msgspec", "pyrsistent", f"{PACKAGE}.errors", f"{PACKAGE}.core")
 CLOCK_METHODS = {"now", "utcnow", "today"}

@@ -7,7 +7,7 @@ import operator
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import pytest
@@ -25,22 +25,37 @@ from dspy_session.core import (
     Step,
     Turn,
     annotate,
+    clear,
     commit,
+    describe,
+    instruct,
     prepare,
     redo,
+    replace_data,
     replace_turn,
     reseed,
     reset,
     rewind,
     start,
+    summarized,
     truncate,
     undo,
     visible_window,
     with_id,
+    write,
 )
+from dspy_session.core.data import DELETED, as_data
 from dspy_session.core.flat import pack, unpack
+from dspy_session.core.profile import Instructions, as_instructions
 from dspy_session.core.turn import Beside
-from dspy_session.errors import CallError, HistoryError, OptionError, SessionError, TurnIndexError
+from dspy_session.errors import (
+    CallError,
+    DataError,
+    HistoryError,
+    OptionError,
+    SessionError,
+    TurnIndexError,
+)
 
 Fields = dict[str, Any]
 
@@ -60,6 +75,8 @@ class PlainTurn:
     score: float | None = None
     feedback: str | None = None
     nested: dict[str, Plain] = field(default_factory=dict)
+    data_before: Fields = field(default_factory=dict)
+    data: Fields = field(default_factory=dict)
 
 
 @dataclass
@@ -73,6 +90,12 @@ class Plain:
     next: int = 0
     before: dict[str, Plain] = field(default_factory=dict)
     ahead: list[Plain] = field(default_factory=list)
+    start: Fields = field(default_factory=dict)
+    data_before: Fields = field(default_factory=dict)
+    written: Fields | None = None
+    metadata: Fields = field(default_factory=dict)
+    instructions: str | None = None
+    earlier: list[Plain] = field(default_factory=list)
 
     def copy(self) -> Plain:
         return copy.deepcopy(self)
@@ -81,8 +104,28 @@ class Plain:
     def nested(self) -> dict[str, Plain]:
         return self.turns[-1].nested if self.turns else self.before
 
+    @property
+    def data(self) -> Fields:
+        if self.written is not None and not self.undone:
+            return self.written
+        return self.turns[-1].data if self.turns else self.data_before
+
+    def write(self, data: Fields) -> None:
+        if ordered(data) == ordered(self.data):
+            return
+        if self.undone:
+            self.undone, self.ahead = [], []
+        self.written = data
+
+    def end(self) -> None:
+        """Nothing can be redone from here."""
+        if self.undone:
+            self.written = None
+        self.undone, self.ahead = [], []
+
     def alone(self) -> Plain:
-        path = replace(self.copy(), id=None, ahead=[])
+        path = replace(self.copy(), id=None, ahead=[], metadata={}, instructions=None, earlier=[])
+        path.start = {}
         path.redo(len(path.undone))
         return path
 
@@ -104,23 +147,35 @@ class Plain:
             ]
         )
 
-    def record(self, turn: PlainTurn, keep: int | None, replaces: int | None = None) -> None:
+    def record(
+        self,
+        turn: PlainTurn,
+        keep: int | None,
+        replaces: int | None = None,
+        given: Fields | None = None,
+        changes: Fields | None = None,
+    ) -> None:
+        before = self.data
         if replaces in [old.index for old in self.turns]:
+            before = next(old.data_before for old in self.turns if old.index == replaces)
             self.ahead.insert(0, self.alone())
             self.undo(self.next - (replaces or 0))
         else:
             self.ahead = []
         nested = {**self.nested, **turn.nested}
-        self.turns.append(copy.deepcopy(replace(turn, index=self.next, nested=nested)))
-        self.undone = []
+        before = before if given is None else given
+        new = replace(turn, index=self.next, nested=nested, data_before=before)
+        self.turns.append(copy.deepcopy(replace(new, data=with_changes(before, changes or {}))))
+        self.undone, self.written = [], None
         self.next += 1
         self.truncate(keep)
 
     def truncate(self, keep: int | None) -> None:
         if keep is not None and len(self.turns) > keep:
             cut = len(self.turns) - keep
-            self.before = self.turns[cut - 1].nested
-            self.turns, self.undone, self.ahead = self.turns[cut:], [], []
+            self.before, self.data_before = self.turns[cut - 1].nested, self.turns[cut - 1].data
+            self.turns = self.turns[cut:]
+            self.end()
 
     def undo(self, steps: int) -> list[PlainTurn]:
         gone = []
@@ -139,6 +194,7 @@ class Plain:
                 common += 1
             self.turns, self.undone = path[:common], path[common:]
             self.next, self.before = path[common].index, to.before
+            self.data_before, self.written = to.data_before, to.written
             self.ahead.append(mine)
         back = []
         for _ in range(min(steps, len(self.undone))):
@@ -147,9 +203,17 @@ class Plain:
             self.next += 1
         return back
 
-    def restart(self, seed: list[Fields]) -> None:
+    def restart(self, seed: list[Fields], data: Fields) -> None:
         self.seed, self.turns, self.undone, self.next = seed, [], [], 0
-        self.before, self.ahead = {}, []
+        self.before, self.ahead, self.earlier = {}, [], []
+        self.data_before, self.written = data, None
+
+    def summarize(self, seed: list[Fields], keep: int) -> None:
+        was = replace(self.copy(), earlier=[])
+        self.truncate(keep)
+        self.end()
+        self.seed = seed
+        self.earlier = [*self.earlier, was]
 
     def annotate(self, index: int, score: float, feedback: str | None) -> None:
         (noted,) = [turn.id for turn in self.turns if turn.index == index]
@@ -164,7 +228,26 @@ class Plain:
                 self.turns[position] = replace(
                     turn, outputs=copy.deepcopy(outputs), id=id, score=None, feedback=None
                 )
-        self.undone, self.ahead = [], []
+        self.end()
+
+
+GONE: Final = "gone"
+"""The model's word for a key that is deleted."""
+
+
+def with_changes(data: Fields, changes: Fields) -> Fields:
+    """A plain dict after the same changes; a key that is set again keeps its place."""
+    changed = copy.deepcopy(data)
+    for key, value in copy.deepcopy(changes).items():
+        if value == GONE:
+            changed.pop(key, None)
+        else:
+            changed[key] = value
+    return changed
+
+
+def as_changes(changes: Fields) -> Fields:
+    return {key: DELETED if value == GONE else value for key, value in changes.items()}
 
 
 # What both look like, down to types and key order
@@ -187,7 +270,8 @@ def picture_of_turn(turn: Turn | PlainTurn) -> Any:
         told = [exchange.told(window.view) for exchange in window]
     parts = turn.inputs, turn.outputs, turn.details, saw, told
     nested = [(path, picture(state)) for path, state in turn.nested.items()]
-    return turn.index, turn.id, turn.score, turn.feedback, nested, *map(ordered, parts)
+    data = ordered(dict(turn.data_before)), ordered(dict(turn.data))
+    return turn.index, turn.id, turn.score, turn.feedback, nested, data, *map(ordered, parts)
 
 
 def picture(state: SessionState | Plain) -> Any:
@@ -205,7 +289,17 @@ def picture(state: SessionState | Plain) -> Any:
         [(path, picture(inner)) for path, inner in state.nested.items()],
         [(path, picture(inner)) for path, inner in beside_before(state).items()],
         [picture(path) for path in state.ahead],
+        ordered(dict(state.data)),
+        ordered(dict(state.metadata)),
+        words_of(state),
+        ordered(dict(state.start if isinstance(state, Plain) else state.profile.start)),
+        [picture(other) for other in state.earlier],
     )
+
+
+def words_of(state: SessionState | Plain) -> str | None:
+    told = state.instructions
+    return told.text if isinstance(told, Instructions) else told
 
 
 def beside_before(state: SessionState | Plain) -> Mapping[str, SessionState | Plain]:
@@ -252,6 +346,9 @@ scores = st.floats(-2, 2) | st.sampled_from([float("inf"), 0.0])
 steps = st.integers(0, 4)
 places = st.floats(0, 1)
 nobody_or_a_place = st.none() | st.none() | places
+keys = st.sampled_from("abcd")
+changes = st.dictionaries(keys, values | st.just(GONE), max_size=3)
+given_data = st.none() | st.none() | st.dictionaries(keys, values, max_size=2)
 inner_moves = st.lists(
     st.tuples(
         st.sampled_from(["say", "say", "again", "undo", "redo", "note", "trim", "fix"]), places
@@ -316,16 +413,18 @@ class Pending:
     seed: list[Fields] | None
     replaces: int | None
     nested: dict[str, Plain]
+    given: Fields | None
 
 
 class Conversations(RuleBasedStateMachine):
     """Several branches, any of which may come next, and calls that are still under way."""
 
-    @initialize(seed=messages)
-    def begin(self, seed: list[Fields]) -> None:
+    @initialize(seed=messages, data=st.dictionaries(keys, values, max_size=2))
+    def begin(self, seed: list[Fields], data: Fields) -> None:
         self.ids = 0
         self.pending: list[Pending] = []
-        self.branches = [(start(seed, id="first"), Plain(id="first", seed=copy.deepcopy(seed)))]
+        plain = Plain(id="first", seed=copy.deepcopy(seed), start=data, data_before=data)
+        self.branches = [(start(seed, id="first", data=as_data(data)), plain.copy())]
         spoil(seed)
         self.now = 0
 
@@ -363,18 +462,27 @@ class Conversations(RuleBasedStateMachine):
     # Calls
 
     def prepared(
-        self, inputs: Fields, options: SessionOptions, history: Any, again: float | None = None
+        self,
+        inputs: Fields,
+        options: SessionOptions,
+        history: Any,
+        again: float | None = None,
+        given_data: Fields | None = None,
     ) -> Pending:
         plain, at = self.plain, None
+        data = plain.data
         if again is not None and len(self.state):
             at = pick([turn.index for turn in self.state], again)
+            data = next(turn.data_before for turn in plain.turns if turn.index == at)
             plain.undo(plain.next - at)
         records, seed, nested = True, None, plain.nested
         saw, told = plain.visible(options), plain.visible(options, told=True)
         mine, given = copy.deepcopy(inputs), copy.deepcopy(history)
         was = picture(self.state)
-        step = prepare(self.state, inputs, options, history, at)
+        brought = None if given_data is None else as_data(given_data)
+        step = prepare(self.state, inputs, options, history, at, brought)
         assert picture(self.state) == was
+        assert ordered(dict(step.beside.data)) == ordered(data if brought is None else given_data)
         spoil(inputs)
         spoil(history)
         if given is not None:
@@ -385,30 +493,40 @@ class Conversations(RuleBasedStateMachine):
                 saw = told = Plain(seed=given).visible(options)
         assert (step.records, step.replaces) == (records, at)
         assert ordered(step.window.messages()) == ordered(saw)
-        assert [(k, picture(v)) for k, v in step.nested.items()] == [
+        assert [(k, picture(v)) for k, v in step.beside.nested.items()] == [
             (k, picture(v)) for k, v in nested.items()
         ]
-        return Pending(step, options, mine, saw, told, records, seed, at, nested)
+        return Pending(step, options, mine, saw, told, records, seed, at, nested, given_data)
 
     def finish(
-        self, call: Pending, outputs: Fields, details: Fields | None = None, inner: Inner = NOBODY
+        self,
+        call: Pending,
+        outputs: Fields,
+        details: Fields | None = None,
+        inner: Inner = NOBODY,
+        changes: Fields | None = None,
     ) -> None:
         plain, id = self.plain, self.new_id()
         states, plains = self.inner(call, inner)
         if call.records:
             if call.seed is not None:
-                plain.restart(copy.deepcopy(call.seed))
+                plain.restart(copy.deepcopy(call.seed), plain.data)
             turn = PlainTurn(
                 *(-1, call.inputs, outputs, details or {}, call.saw, call.told, id), nested=plains
             )
-            plain.record(copy.deepcopy(turn), call.options.max_stored_turns, call.replaces)
+            plain.record(
+                *(copy.deepcopy(turn), call.options.max_stored_turns, call.replaces),
+                *(call.given, changes),
+            )
 
         def operation(state: SessionState) -> SessionState:
             index = 0 if call.seed is not None else state.stop
             if call.replaces in [turn.index for turn in state]:
                 index = call.replaces or 0
             turn, after = commit(
-                state, call.step, outputs, Run(id=id), call.options, details, nested=states
+                *(state, call.step, outputs, Run(id=id), call.options, details),
+                nested=states,
+                data=None if changes is None else lambda data: data.changed(as_changes(changes)),
             )
             assert (turn is None) is not call.records
             if turn is None:
@@ -429,7 +547,7 @@ class Conversations(RuleBasedStateMachine):
         """What sessions within the program do in a call, and the same of their models."""
         states, plains = {}, {}
         for path, moves in inner.items():
-            state = call.step.nested.get(path, SessionState(id=path))
+            state = call.step.beside.nested.get(path, SessionState(id=path))
             plain = copy.deepcopy(call.nested.get(path, Plain(id=path)))
             for move, at in moves:
                 state = moved(state, plain, move, at, self.new_id())
@@ -443,6 +561,8 @@ class Conversations(RuleBasedStateMachine):
         options=option_values,
         history=histories,
         inner=inner_calls,
+        given=given_data,
+        changes=changes,
     )
     def call(
         self,
@@ -452,12 +572,65 @@ class Conversations(RuleBasedStateMachine):
         options: SessionOptions,
         history: Any,
         inner: Inner,
+        given: Fields | None,
+        changes: Fields,
     ) -> None:
-        self.finish(self.prepared(inputs, options, history), outputs, details, inner)
+        call = self.prepared(inputs, options, history, None, given)
+        self.finish(call, outputs, details, inner, changes)
 
     @rule(inputs=inputs, outputs=outputs)
     def plain_call(self, inputs: Fields, outputs: Fields) -> None:
         self.finish(self.prepared(inputs, SessionOptions(), None), outputs)
+
+    # Session data and what belongs to the session
+
+    @rule(changes=changes)
+    def write(self, changes: Fields) -> None:
+        """What X1 asks of data: it goes along with undo, redo, forks and time travel."""
+        plain = self.plain
+        plain.write(with_changes(plain.data, changes))
+        self.go_on(lambda state: write(state, as_changes(changes)), plain)
+
+    @rule(data=st.dictionaries(keys, values, max_size=2))
+    def replace_data(self, data: Fields) -> None:
+        plain = self.plain
+        plain.write(copy.deepcopy(data))
+        self.go_on(lambda state: replace_data(state, as_data(data)), plain)
+        spoil(data)
+
+    @rule(changes=changes)
+    def describe(self, changes: Fields) -> None:
+        plain = self.plain
+        plain.metadata = with_changes(plain.metadata, changes)
+        self.go_on(lambda state: describe(state, as_changes(changes)), plain)
+
+    @rule(words=st.sampled_from([None, "Be brief.", "Be kind."]))
+    def instruct(self, words: str | None) -> None:
+        plain = replace(self.plain, instructions=words)
+        self.go_on(lambda state: instruct(state, as_instructions(words)), plain)
+
+    @rule()
+    def clear(self) -> None:
+        plain = self.plain
+        plain.restart([], plain.data)
+        self.go_on(clear, plain)
+
+    @rule(seed=messages, keep=st.integers(0, 3))
+    def summarize(self, seed: list[Fields], keep: int) -> None:
+        plain = self.plain
+        plain.summarize(copy.deepcopy(seed), keep)
+        told = start(seed).seed
+        self.go_on(lambda state: summarized(state, told, keep), plain)
+
+    @rule(changes=changes)
+    def failing_write(self, changes: Fields) -> None:
+        wrong: Any
+        for wrong in ({"a": {1, 2}}, {"a": float("nan")}, {"a": {1: 1}}, {1: 1}, None):
+            self.refused(DataError, lambda: write(self.state, wrong))  # noqa: B023
+            self.refused(DataError, lambda: describe(self.state, wrong))  # noqa: B023
+        self.refused(
+            DataError, lambda: write(self.state, {**as_changes(changes), "a": "x" * 99}, 50)
+        )
 
     @rule(inputs=inputs, at=places, inner=inner_calls, then=moves_among_answers)
     def regenerate(self, inputs: Fields, at: float, inner: Inner, then: list[Any]) -> None:
@@ -532,13 +705,13 @@ class Conversations(RuleBasedStateMachine):
         plain = self.plain
         plain.undo(plain.next - to)
         if not redoable:
-            plain.undone, plain.ahead = [], []
+            plain.end()
         self.go_on(lambda state: rewind(state, to, redoable=redoable), plain)
 
     @rule()
     def reset(self) -> None:
         plain = self.plain
-        plain.restart(plain.seed)
+        plain.restart(plain.seed, plain.start)
         self.go_on(reset, plain)
 
     @rule(outputs=outputs, at=places)
@@ -881,7 +1054,7 @@ def test_D21_nested_states_go_along() -> None:
     for number in range(4):
         found = state.nested.get("a.b", inner)
         step = prepare(state, {"q": number}, options)
-        assert step.nested == state.nested
+        assert step.beside.nested == state.nested
         moved = {"a.b": say(found, number)} if number != 2 else None
         _, state = commit(state, step, {}, Run(id=str(number)), options, nested=moved)
     other = commit(state, prepare(state, {}, options), {}, Run(), options, nested={"c": inner})[1]
@@ -900,7 +1073,7 @@ def test_D21_nested_states_go_along() -> None:
     assert inside(replace_turn(state, 1, {}, id="new")[1]) == inside(state)
     assert (dict(reset(state).nested), dict(reseed(state, ()).nested)) == ({}, {})
     step = prepare(state, {"q": "again"}, options, at=1)
-    assert said(step.nested["a.b"]) == [0]
+    assert said(step.beside.nested["a.b"]) == [0]
     _, fresh = commit(state, step, {}, Run(id="again"), options)
     assert (inside(fresh), inside(redo(fresh)[1]), inside(redo(fresh, 3)[1])) == (
         [0],

@@ -41,7 +41,7 @@ ENUMERATIONS: dict[str, Any] = {
 WRONG: list[tuple[str, Any, str]] = [
     *[("history_field", value, "Python identifier") for value in ("", "two words", "1st", 5, None)],
     *[
-        (name, value, "None (no limit) or a whole number of turns from 0 up")
+        (name, value, "None (no limit) or a whole number from 0 up")
         for name in ("max_turns", "max_stored_turns")
         for value in COUNTS
     ],

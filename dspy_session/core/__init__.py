@@ -7,7 +7,19 @@ around it (`dspy_session.program`, `dspy_session.Session`) brings those in as ar
 from __future__ import annotations
 
 from dspy_session.core import flat as _flat  # noqa: F401  # registers how states are pickled
+from dspy_session.core.chat import (
+    ChatFields,
+    ChatMessage,
+    ChatToolCall,
+    add_message,
+    add_messages,
+    from_messages,
+    state_messages,
+    to_openai,
+)
+from dspy_session.core.chat_formats import from_jsonl, from_sharegpt, to_jsonl, to_sharegpt
 from dspy_session.core.copies import private_copy
+from dspy_session.core.data import DELETED, EMPTY_DATA, Data, SessionData, as_data
 from dspy_session.core.options import (
     CopyMode,
     HistoryPolicy,
@@ -17,16 +29,19 @@ from dspy_session.core.options import (
     SessionOptions,
     make_options,
 )
+from dspy_session.core.profile import Instructions, Place, Profile, as_instructions
 from dspy_session.core.state import SessionState, start, visible_window, with_id
 from dspy_session.core.step import Step, commit, prepare
 from dspy_session.core.transitions import (
     annotate,
+    clear,
     record,
     redo,
     replace_turn,
     reseed,
     reset,
     rewind,
+    summarized,
     truncate,
     undo,
 )
@@ -38,17 +53,28 @@ from dspy_session.core.values import (
     to_plain,
 )
 from dspy_session.core.window import Exchange, PlainHistory, View, Window
+from dspy_session.core.writes import describe, instruct, replace_data, write, write_pending
 
 __all__ = [
+    "DELETED",
+    "EMPTY_DATA",
     "Attempt",
+    "ChatFields",
+    "ChatMessage",
+    "ChatToolCall",
     "CopyMode",
+    "Data",
     "Exchange",
     "HistoryPolicy",
+    "Instructions",
     "Lock",
     "OnMetricError",
+    "Place",
     "PlainHistory",
+    "Profile",
     "Run",
     "Scope",
+    "SessionData",
     "SessionOptions",
     "SessionState",
     "Step",
@@ -56,23 +82,41 @@ __all__ = [
     "ValueCodec",
     "View",
     "Window",
+    "add_message",
+    "add_messages",
     "annotate",
+    "as_data",
+    "as_instructions",
+    "clear",
     "commit",
+    "describe",
+    "from_jsonl",
+    "from_messages",
     "from_plain",
+    "from_sharegpt",
+    "instruct",
     "make_options",
     "prepare",
     "private_copy",
     "record",
     "redo",
     "register_value_codec",
+    "replace_data",
     "replace_turn",
     "reseed",
     "reset",
     "rewind",
     "start",
+    "state_messages",
+    "summarized",
+    "to_jsonl",
+    "to_openai",
     "to_plain",
+    "to_sharegpt",
     "truncate",
     "undo",
     "visible_window",
     "with_id",
+    "write",
+    "write_pending",
 ]

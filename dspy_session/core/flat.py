@@ -97,12 +97,15 @@ class _Packing:
         key = _Itself(state)
         if key in self.states:
             return self.states[key]
+        earlier = [self.state(other) for other in state.earlier]
         ahead = [self.state(other) for other in state.ahead]
         before = self.beside(state.before)
+        written = None if state.written is None else self.beside(state.written)
         base = self.base(state)
         turns = {at: state.held[at] for at in self.changes(state, base)}
         cells = [(at, self.turns[_Itself(turn)]) for at, turn in turns.items()]
         for turn in turns.values():
+            self.beside(turn.before)
             self.beside(turn.beside)
         number = self.states[key] = len(self.entered)
         self.entered.append(state)
@@ -117,6 +120,9 @@ class _Packing:
                 seed=self.seeds[state.seed],
                 before=before,
                 ahead=ahead,
+                written=-1 if written is None and state.written is not None else written,
+                earlier=earlier,
+                profile=state.profile,
             )
         )
         return number
@@ -143,13 +149,13 @@ class _Packing:
 
     def beside(self, beside: Beside) -> int | None:
         """Return the number of what stands beside a turn."""
-        if not beside.states:
+        if beside.is_nothing:
             return None
         key = _Itself(beside)
         if key not in self.besides:
             nested = {path: self.state(state) for path, state in beside.states.items()}
             self.besides[key] = len(self.flat_besides)
-            self.flat_besides.append(FlatBeside(nested))
+            self.flat_besides.append(FlatBeside(nested, beside.data, beside.pending))
         return self.besides[key]
 
     def tables(self) -> Tables:
@@ -171,6 +177,7 @@ class _Packing:
                 run=turn.run,
                 score=turn.score,
                 feedback=turn.feedback,
+                before=self.beside(turn.before),
                 beside=self.beside(turn.beside),
             )
             for turn, path in zip(turns, chosen, strict=True)
@@ -239,9 +246,14 @@ class _Unpacking:
         ahead = tuple(_at(self.states, number) for number in flat.ahead)
         if any(other.ahead or other.first != path.start for other in ahead):
             raise ValueError("a path ahead begins elsewhere, or has paths ahead itself")
+        earlier = tuple(_at(self.states, number) for number in flat.earlier)
+        if any(other.earlier for other in earlier):
+            raise ValueError("a summarised conversation has earlier ones itself")
         if not 0 <= flat.undone <= path.stop - path.start:
             raise ValueError(f"{flat.undone} of the turns from {path.start} to {path.stop} undone")
-        self.measure(flat, [self.tables.turns[number].beside for number in numbers.values()])
+        written = None if flat.written == -1 else flat.written
+        rows = [self.tables.turns[number] for number in numbers.values()]
+        self.measure(flat, [written, *(at for row in rows for at in (row.before, row.beside))])
         return SessionState(
             id=flat.id,
             seed=_at(self.tables.seeds, flat.seed),
@@ -253,12 +265,16 @@ class _Unpacking:
             epoch=Epoch(len(self.epochs)),  # of its own: nothing is known of the turns to come
             before=self.beside(flat.before)[0],
             ahead=ahead,
+            written=None if flat.written is None else self.beside(written)[0],
+            profile=flat.profile,
+            earlier=earlier,
         )
 
     def measure(self, flat: FlatState, besides: Iterable[int | None]) -> None:
         """Note how deep the next state goes: no deeper than what walks over states can."""
         depth = max(self.beside(number)[1] for number in (flat.before, *besides))
-        others = flat.ahead if flat.path.base is None else [*flat.ahead, flat.path.base]
+        others = [*flat.ahead, *flat.earlier]
+        others += [] if flat.path.base is None else [flat.path.base]
         depth = max([depth, *(self.depths[number] for number in others)])
         if depth > _DEPTH:
             raise ValueError(f"states are nested more than {_DEPTH} deep")
@@ -277,6 +293,7 @@ class _Unpacking:
                 run=flat.run,
                 score=flat.score,
                 feedback=flat.feedback,
+                before=self.beside(flat.before)[0],
                 beside=self.beside(flat.beside)[0],
             )
         return self.turns[number]
@@ -286,9 +303,11 @@ class _Unpacking:
         if number is None:
             return NOTHING_BESIDE, 0
         if number not in self.besides:
-            nested = _at(self.tables.besides, number).nested
-            beside = Beside({path: _at(self.states, at) for path, at in nested.items()})
-            depth = 1 + max((self.depths[at] for at in nested.values()), default=0)
+            flat = _at(self.tables.besides, number)
+            nested = flat.nested
+            states = {path: _at(self.states, at) for path, at in nested.items()}
+            beside = Beside(states, flat.data, flat.pending)
+            depth = max((1 + self.depths[at] for at in nested.values()), default=0)
             self.besides[number] = beside, depth
         return self.besides[number]
 

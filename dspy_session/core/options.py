@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from dspy_session.core.data import DEFAULT_MAX_BYTES
 from dspy_session.core.window import View
 from dspy_session.errors import OptionError
 
@@ -105,6 +106,15 @@ class SessionOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             run details, such as an agent's `trajectory`.
         max_stored_attempts: At most this many of the latest failed and cancelled calls are kept for
             inspection; None for all.
+        private_data: Keys of session data that leave by no export, protocol or prompt.
+        redact_fields: Inputs and outputs that are recorded, and leave by no export, example,
+            protocol or prompt.
+        max_data_bytes: How large the session data may become, in bytes of JSON; None for any size.
+        summarize_after_turns: Summarise the conversation before a call that would find more turns
+            than this; None for never.
+        summarize_after_tokens: Summarise it before a call that would show more tokens of it than
+            this; None for never.
+        summarize_keep: How many of the newest turns an automatic summary leaves as they are.
 
     Raises:
         OptionError: A value is not one the option can have.
@@ -127,6 +137,12 @@ class SessionOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     scope: Scope = Scope.PROGRAM
     show_details: bool = False
     max_stored_attempts: int | None = 8
+    private_data: Set[str] = frozenset()
+    redact_fields: Set[str] = frozenset()
+    max_data_bytes: int | None = DEFAULT_MAX_BYTES
+    summarize_after_turns: int | None = None
+    summarize_after_tokens: int | None = None
+    summarize_keep: int = 0
 
     def __post_init__(self) -> None:
         """Check and normalise every option."""
@@ -136,10 +152,13 @@ class SessionOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
                 f"history_field must be a Python identifier, not {self.history_field!r}."
             )
         set_(self, "history_field", str.__str__(self.history_field))
-        for name in ("max_turns", "max_stored_turns", "max_stored_attempts"):
+        for name in _COUNTS:
             set_(self, name, _count(name, getattr(self, name)))
-        excluded = () if self.exclude_fields is None else self.exclude_fields
-        set_(self, "exclude_fields", _names("exclude_fields", excluded))
+        if self.summarize_keep is None:
+            raise OptionError("summarize_keep must be a whole number of turns from 0 up, not None.")
+        for name in ("exclude_fields", "private_data", "redact_fields"):
+            given = getattr(self, name)
+            set_(self, name, _names(name, () if given is None else given))
         if self.history_input_fields is not None:
             only = _names("history_input_fields", self.history_input_fields)
             set_(self, "history_input_fields", only)
@@ -159,7 +178,8 @@ class SessionOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         """Which fields of past turns later prompts show."""
         only = self.history_input_fields
         inputs = None if only is None else frozenset(only)
-        return _view(frozenset(self.exclude_fields), inputs, self.show_details)
+        hidden = frozenset(self.exclude_fields).union(self.redact_fields)
+        return _view(hidden, inputs, self.show_details)
 
     def replace(self, **changes: Any) -> SessionOptions:
         """Return these options with some changed; see `make_options` for what is refused."""
@@ -199,6 +219,15 @@ def make_options(given: Mapping[str, Any]) -> SessionOptions:
     return SessionOptions(**values)
 
 
+_COUNTS: Final = (
+    "max_turns",
+    "max_stored_turns",
+    "max_stored_attempts",
+    "max_data_bytes",
+    "summarize_after_turns",
+    "summarize_after_tokens",
+    "summarize_keep",
+)
 _ALIAS: Final = "input_field_override"
 
 
@@ -229,7 +258,7 @@ def _count(option: str, value: Any) -> int | None:
         return None
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise OptionError(
-            f"{option} must be None (no limit) or a whole number of turns from 0 up, not {value!r}."
+            f"{option} must be None (no limit) or a whole number from 0 up, not {value!r}."
         )
     return int(value)
 

@@ -2,27 +2,34 @@
 
 Undo moves a position instead of dropping turns: turns before `stop` are the conversation, those
 from `stop` to `tip` can be redone. Whole other paths, left when a turn was answered again, are
-`ahead`. The functions from one state to the next are in `dspy_session.core.transitions`.
+`ahead`. What was written beside the conversation since the turn before `tip` is `written`: it
+counts where the conversation stands at its tip, so undo hides it and redo brings it back.
+The functions from one state to the next are in `dspy_session.core.transitions`.
 
 This module does not know what a model is shown of a turn, nor where ids and times come from.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, Final
 
 import msgspec
 
+from dspy_session.core.copies import private_copy
+from dspy_session.core.data import EMPTY_DATA, Data
 from dspy_session.core.options import SessionOptions
+from dspy_session.core.profile import NO_PROFILE, Instructions, Profile
 from dspy_session.core.turn import NOTHING_BESIDE, Beside, Known, Turn
 from dspy_session.core.vectors import PVector, differing, vector
 from dspy_session.core.window import EMPTY, FIRST_EPOCH, Epoch, Exchange, Window, seed_exchanges
-from dspy_session.errors import TurnIndexError
+from dspy_session.errors import OptionError, TurnIndexError
 
-__all__ = ["SessionState", "start", "visible_window", "with_id"]
+__all__ = ["SessionState", "checked_id", "start", "visible_window", "with_id"]
 
+_LONGEST_ID: Final = 200
 _NO_TURNS: Final[PVector[Turn]] = vector()
 
 
@@ -43,7 +50,12 @@ class SessionState(msgspec.Struct, frozen=True, eq=False, weakref=True, kw_only=
         epoch: The stretch of life since a turn was last replaced.
         before: What stood beside the conversation before its first stored turn.
         ahead: The other paths that `redo` goes to when this one is at its end, the next one first:
-            states without id, undone turns and paths ahead of their own.
+            states without id, profile, undone turns and paths ahead of their own.
+        written: What stands beside the conversation at its tip, if something was written there
+            since the turn before.
+        profile: What belongs to the session as a whole; read `instructions` and `metadata`.
+        earlier: The conversations that this one began as, before they were summarised: oldest
+            first, each without any earlier ones of its own.
     """
 
     id: str | None = None
@@ -56,6 +68,25 @@ class SessionState(msgspec.Struct, frozen=True, eq=False, weakref=True, kw_only=
     epoch: Epoch = FIRST_EPOCH
     before: Beside = NOTHING_BESIDE
     ahead: tuple[SessionState, ...] = ()
+    written: Beside | None = None
+    profile: Profile = NO_PROFILE
+    earlier: tuple[SessionState, ...] = ()
+
+    @staticmethod
+    def from_messages(messages: Iterable[Mapping[str, Any]], **keywords: Any) -> SessionState:
+        """Return the conversation that chat messages in OpenAI's shape are.
+
+        Args:
+            messages: The messages, oldest first.
+            **keywords: As for `dspy_session.core.chat.from_messages`: `fields`, `id`, `seed`,
+                `ids`.
+
+        Raises:
+            MessageError: They make no conversation.
+        """
+        from dspy_session.core.chat import from_messages  # noqa: PLC0415  # it makes states
+
+        return from_messages(messages, **keywords)
 
     @property
     def turns(self) -> tuple[Turn, ...]:
@@ -80,6 +111,8 @@ class SessionState(msgspec.Struct, frozen=True, eq=False, weakref=True, kw_only=
     @property
     def beside(self) -> Beside:
         """What stands beside the conversation now."""
+        if self.written is not None and self.stop == self.tip:
+            return self.written
         last = self.last
         return self.before if last is None else last.beside
 
@@ -87,6 +120,26 @@ class SessionState(msgspec.Struct, frozen=True, eq=False, weakref=True, kw_only=
     def nested(self) -> Mapping[str, SessionState]:
         """The conversations of the sessions within the program, by module path."""
         return self.beside.nested
+
+    @property
+    def data(self) -> Data:
+        """The session data."""
+        return self.beside.data
+
+    @property
+    def pending(self) -> tuple[dict[str, Any], ...]:
+        """Copies of the chat messages that wait to become a turn."""
+        return tuple(private_copy(dict(message)) for message in self.beside.pending)
+
+    @property
+    def instructions(self) -> Instructions | None:
+        """What every predictor of the program is told; None for nothing."""
+        return self.profile.instructions
+
+    @property
+    def metadata(self) -> Data:
+        """What an application noted about the session; no undo changes it."""
+        return self.profile.metadata
 
     @property
     def alternatives(self) -> tuple[Turn, ...]:
@@ -151,7 +204,11 @@ class SessionState(msgspec.Struct, frozen=True, eq=False, weakref=True, kw_only=
             and all(a.same_as(b) for a, b in zip(self.seed, other.seed, strict=True))
             and all(a.same_as(b, known) for a, b in zip(self.path, other.path, strict=True))
             and self.before.same_as(other.before, known)
+            and self.profile.same_as(other.profile)
+            and _same_written(self.written, other.written, known)
             and all(a.same_as(b, known) for a, b in zip(self.ahead, other.ahead, strict=True))
+            and len(self.earlier) == len(other.earlier)
+            and all(a.same_as(b, known) for a, b in zip(self.earlier, other.earlier, strict=True))
         )
 
     __hash__ = None  # type: ignore[assignment]  # equal by content, which may be large
@@ -166,26 +223,79 @@ class SessionState(msgspec.Struct, frozen=True, eq=False, weakref=True, kw_only=
         return f"SessionState(id={self.id!r}, turns={len(self)}, undone={self.tip - self.stop})"
 
 
-def start(messages: Iterable[Mapping[str, Any]] = (), *, id: str | None = None) -> SessionState:
+def _same_written(one: Beside | None, other: Beside | None, known: Known) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one.same_as(other, known)
+
+
+def start(
+    messages: Iterable[Mapping[str, Any]] = (),
+    *,
+    id: str | None = None,
+    data: Data = EMPTY_DATA,
+    profile: Profile = NO_PROFILE,
+) -> SessionState:
     """Return a conversation without turns.
 
     Args:
         messages: A seed: one dict of field values per past exchange, oldest first.
         id: The session's id.
+        data: The session data to start with, and to go back to by `reset`.
+        profile: Instructions and metadata.
 
     Raises:
         HistoryError: `messages` holds something else than dicts of fields.
+        OptionError: `id` is no usable id, see `checked_id`.
 
     Example:
         >>> len(start([{"question": "Hi", "answer": "Hello."}]))
         0
     """
-    return SessionState(id=id, seed=seed_exchanges(messages))
+    return SessionState(
+        id=checked_id(id),
+        seed=seed_exchanges(messages),
+        before=NOTHING_BESIDE.replace(data=data),
+        profile=profile if profile.start is data else msgspec.structs.replace(profile, start=data),
+    )
 
 
 def with_id(state: SessionState, id: str | None) -> SessionState:
-    """Return the same conversation under another id."""
-    return msgspec.structs.replace(state, id=id)
+    """Return the same conversation under another id.
+
+    Args:
+        state: The conversation.
+        id: The id, or None for none.
+
+    Raises:
+        OptionError: `id` is no usable id, see `checked_id`.
+    """
+    return msgspec.structs.replace(state, id=checked_id(id))
+
+
+def checked_id(id: str | None) -> str | None:
+    """Return a session id as it came, if it can be one: short text that every store can keep.
+
+    Args:
+        id: Text of 1 to 200 characters, none of them a control character; None for no id.
+
+    Raises:
+        OptionError: It is something else.
+    """
+    if id is None:
+        return None
+    if not isinstance(id, str):
+        raise OptionError(f"A session id must be text, not {type(id).__name__}.")
+    if not id or len(id) > _LONGEST_ID:
+        raise OptionError(
+            f"A session id must have 1 to {_LONGEST_ID} characters; this one has {len(id)}."
+        )
+    bad = next((c for c in id if unicodedata.category(c) in ("Cc", "Cs")), None)
+    if bad is not None:
+        raise OptionError(
+            f"A session id must not hold control characters, but {id!r} holds {bad!r}."
+        )
+    return str.__str__(id)
 
 
 def visible_window(state: SessionState, options: SessionOptions) -> Window:

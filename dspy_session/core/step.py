@@ -17,17 +17,19 @@ Clock readings, ids and usage come in as a `Run`; this module has none of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from dspy_session.core.copies import copy_fields
+from dspy_session.core.data import Data
 from dspy_session.core.options import HistoryPolicy, SessionOptions
 from dspy_session.core.state import SessionState, visible_window
 from dspy_session.core.transitions import record, reseed, rewind
-from dspy_session.core.turn import Run, Turn
-from dspy_session.core.window import Exchange, Window, seed_exchanges
+from dspy_session.core.turn import NOTHING_BESIDE, Beside, Run, Turn
+from dspy_session.core.window import WAITED_MESSAGES, Exchange, Window, seed_exchanges
+from dspy_session.core.writes import describe, replace_data
 from dspy_session.errors import HistoryError
 
 __all__ = ["Step", "commit", "prepare"]
@@ -43,7 +45,8 @@ class Step(msgspec.Struct, frozen=True, eq=False):
         records: Whether the turn will be recorded.
         seed: If not None, the conversation begins anew with it when the turn is recorded.
         replaces: The absolute index of the turn that is answered again, if one is.
-        nested: The states of sessions within the program as the call finds them, by module path.
+        beside: What stands beside the conversation as the call begins.
+        replaces_data: Whether the session data in it was brought by the call.
     """
 
     inputs: dict[str, Any]
@@ -52,7 +55,8 @@ class Step(msgspec.Struct, frozen=True, eq=False):
     records: bool = True
     seed: tuple[Exchange, ...] | None = None
     replaces: int | None = None
-    nested: Mapping[str, SessionState] = {}
+    beside: Beside = NOTHING_BESIDE
+    replaces_data: bool = False
 
 
 def prepare(
@@ -61,6 +65,7 @@ def prepare(
     options: SessionOptions,
     history: Sequence[Mapping[str, Any]] | None = None,
     at: int | None = None,
+    data: Data | None = None,
 ) -> Step:
     """Decide what a call sees and whether it will be remembered.
 
@@ -70,7 +75,9 @@ def prepare(
         options: The session's options.
         history: The messages of a history that the caller passed, or None. It is shown as it is:
             neither windowed nor filtered, except that a replaced session filters its new seed.
-        at: The absolute index of a turn to answer again; None for a new turn.
+        at: The absolute index of a turn to answer again; None for a new turn. It begins with what
+            stood beside the conversation when that turn began.
+        data: Session data that the call brings, in the place of what there is.
 
     Raises:
         TurnIndexError: No stored turn has the index `at`.
@@ -85,22 +92,33 @@ def prepare(
     """
     fields = copy_fields(inputs, "inputs")
     refuse_history_field(fields, options, "an input")
+    beside = state.beside
     if at is not None:
-        state = rewind(state, state.turn(at).index)
-    if history is None:
-        return Step(fields, visible_window(state, options), replaces=at, nested=state.nested)
-    given = seed_exchanges(history)
-    if options.history_policy is HistoryPolicy.REPLACE_SESSION:
-        window = visible_window(reseed(state, given), options)
-        return Step(fields, window, explicit=True, seed=given)
-    return Step(
+        beside = state.turn(at).before
+        state = rewind(state, at)
+    step = Step(
         fields,
-        Window(seed=given),
-        explicit=True,
-        records=options.history_policy is HistoryPolicy.USE_IF_PROVIDED,
+        visible_window(state, options),
         replaces=at,
-        nested=state.nested,
+        beside=beside.replace(data=data),
+        replaces_data=data is not None,
     )
+    if history is None:
+        return step
+    given = seed_exchanges(history)
+    replace = msgspec.structs.replace
+    if options.history_policy is HistoryPolicy.REPLACE_SESSION:
+        anew = reseed(replace_data(state, step.beside.data), given)
+        return replace(
+            step,
+            window=visible_window(anew, options),
+            explicit=True,
+            seed=given,
+            replaces=None,
+            beside=anew.beside,
+        )
+    records = options.history_policy is HistoryPolicy.USE_IF_PROVIDED
+    return replace(step, window=Window(seed=given), explicit=True, records=records)
 
 
 def commit(
@@ -111,6 +129,8 @@ def commit(
     options: SessionOptions,
     details: Mapping[str, Any] | None = None,
     nested: Mapping[str, SessionState] | None = None,
+    data: Callable[[Data], Data] | None = None,
+    metadata: Mapping[str, Any] | None = None,
 ) -> tuple[Turn | None, SessionState]:
     """Remember a turn that ran.
 
@@ -123,6 +143,11 @@ def commit(
         details: What the run left beside its outputs, by name.
         nested: The states of sessions within the program, as the run left them, by module path;
             those of other paths stay as they are in `state`.
+        data: What the turn did to the session data, as a function of the data it comes to: `state`
+            may have other data than the step was prepared with.
+        metadata: What the turn notes about the session, by key.
+
+    Messages that waited are part of what the turn's chat was, and wait no more.
 
     Returns:
         The turn and the new state; None and the same state for a step that records nothing.
@@ -140,11 +165,13 @@ def commit(
     """
     if not step.records:
         return None, state
-    exchange = Exchange(step.inputs, outputs, details or {})
+    waited = step.beside.pending if step.replaces is not None else state.beside.pending
+    left = {**(details or {}), **({WAITED_MESSAGES: list(waited)} if waited else {})}
+    exchange = Exchange(step.inputs, outputs, left)
     refuse_history_field(outputs, options, "an output")
     if step.seed is not None:
         state = reseed(state, step.seed)
-    return record(
+    turn, after = record(
         state,
         exchange,
         step.window,
@@ -152,7 +179,10 @@ def commit(
         options.max_stored_turns,
         replaces=step.replaces,
         nested=nested,
+        data=data,
+        replaced_data=step.beside.data if step.replaces_data else None,
     )
+    return turn, describe(after, metadata) if metadata else after
 
 
 def refuse_history_field(fields: Mapping[str, Any], options: SessionOptions, what: str) -> None:

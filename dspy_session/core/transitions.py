@@ -13,32 +13,37 @@ Laws, for every state `s`:
 - After any error the caller still holds `s`, unchanged.
 - Record, undo, redo, rewind and fork cost the same at 10 and at 10,000 turns.
 
-This module does not know how a call comes about: see `dspy_session.core.step` for that.
+This module does not know how a call comes about: see `dspy_session.core.step` for that. What is
+written beside the turns is in `dspy_session.core.writes`.
 """
 
 from __future__ import annotations
 
 import numbers
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Any, TypeVar
 
 import msgspec
 
+from dspy_session.core.data import Data
+from dspy_session.core.profile import NO_PROFILE
 from dspy_session.core.state import SessionState
-from dspy_session.core.turn import Run, Turn
+from dspy_session.core.turn import NOTHING_BESIDE, Run, Turn
 from dspy_session.core.vectors import PVector, vector
 from dspy_session.core.window import Epoch, Exchange, Window
 from dspy_session.errors import OptionError
 
 __all__ = [
     "annotate",
+    "clear",
     "record",
     "redo",
     "replace_turn",
     "reseed",
     "reset",
     "rewind",
+    "summarized",
     "truncate",
     "undo",
 ]
@@ -53,8 +58,14 @@ def record(
     *,
     replaces: int | None = None,
     nested: Mapping[str, SessionState] | None = None,
+    data: Callable[[Data], Data] | None = None,
+    replaced_data: Data | None = None,
+    pending: tuple[Mapping[str, Any], ...] = (),
 ) -> tuple[Turn, SessionState]:
     """Append a turn, or answer one again.
+
+    A turn that answers another one again begins with what stood beside the conversation when that
+    one began. No message waits any more when a turn has been recorded.
 
     Args:
         state: The conversation.
@@ -67,6 +78,9 @@ def record(
             turn is appended.
         nested: The states of sessions within the program, as the turn left them, by module path;
             the other paths keep those of the turn before.
+        data: What the turn did to the session data, as a function of the data it comes to.
+        replaced_data: The session data that the turn began with instead; None for what there is.
+        pending: The messages that wait when the turn has ended.
 
     Returns:
         The new turn and the new state, in which nothing can be redone but the paths ahead.
@@ -75,19 +89,27 @@ def record(
         OptionError: `max_stored_turns` is negative or no whole number.
     """
     ahead: tuple[SessionState, ...] = ()
+    before = state.beside
     if replaces is not None and state.first <= replaces < state.stop:
+        before = state.turn(replaces).before
         ahead = (_path_of(state), *state.ahead)
         state = rewind(state, replaces, redoable=False)
+    before = before.replace(data=replaced_data)
     turn = Turn(
         index=state.stop,
         exchange=exchange,
         window=window,
         run=run,
-        beside=state.beside.with_nested(nested),
+        before=before,
+        beside=before.replace(
+            nested=nested, data=None if data is None else data(before.data), pending=pending
+        ),
     )
     held, log = _put(state, len(state), turn, spare=not ahead)
     stop = state.stop + 1
-    grown = msgspec.structs.replace(state, held=held, log=log, stop=stop, tip=stop, ahead=ahead)
+    grown = msgspec.structs.replace(
+        state, held=held, log=log, stop=stop, tip=stop, ahead=ahead, written=None
+    )
     return turn, truncate(grown, max_stored_turns)
 
 
@@ -154,17 +176,57 @@ def rewind(state: SessionState, to: int, *, redoable: bool = True) -> SessionSta
         state.position(to)
     if redoable:
         return msgspec.structs.replace(state, stop=to)
-    return msgspec.structs.replace(state, stop=to, tip=to, ahead=())
+    written = state.written if to == state.tip else None
+    return msgspec.structs.replace(state, stop=to, tip=to, ahead=(), written=written)
 
 
 def reset(state: SessionState) -> SessionState:
-    """Return the start of the conversation: id and seed stay, turns go, indices begin at 0."""
-    return SessionState(id=state.id, seed=state.seed)
+    """Return the start of the conversation: id, profile and seed stay, turns go.
+
+    Indices begin at 0, and the session data is again what the session started with.
+
+    Args:
+        state: The conversation.
+    """
+    return _anew(state, state.seed, state.profile.start)
+
+
+def clear(state: SessionState) -> SessionState:
+    """Return a conversation without turns and without seed; id, profile and session data stay.
+
+    Args:
+        state: The conversation.
+    """
+    return _anew(state, (), state.data)
 
 
 def reseed(state: SessionState, seed: tuple[Exchange, ...]) -> SessionState:
-    """Return a conversation without turns under the same id, with another seed."""
-    return SessionState(id=state.id, seed=seed)
+    """Return a conversation without turns, with another seed; id, profile and session data stay.
+
+    Args:
+        state: The conversation.
+        seed: The seed.
+    """
+    return _anew(state, seed, state.data)
+
+
+def summarized(state: SessionState, seed: tuple[Exchange, ...], keep: int = 0) -> SessionState:
+    """Return a conversation whose older turns are gone, with a seed that tells of them.
+
+    Law: what stands beside the conversation stays, and so do the indices of the turns that are
+    kept; `earlier` ends with the conversation as it was.
+
+    Args:
+        state: The conversation.
+        seed: What is shown in their place, and in that of the seed there was.
+        keep: How many of the newest turns to keep.
+
+    Raises:
+        OptionError: `keep` is negative or no whole number.
+    """
+    was = msgspec.structs.replace(state, earlier=())
+    kept = _ended(truncate(state, _whole("keep", keep)))
+    return msgspec.structs.replace(kept, seed=seed, earlier=(*state.earlier, was))
 
 
 def replace_turn(
@@ -196,7 +258,7 @@ def replace_turn(
     )
     held, log = _put(state, position, turn)
     changed = msgspec.structs.replace(
-        state, held=held, log=log, tip=state.stop, epoch=Epoch(state.epoch.number + 1), ahead=()
+        _ended(state), held=held, log=log, epoch=Epoch(state.epoch.number + 1)
     )
     return turn, changed
 
@@ -246,19 +308,31 @@ def truncate(state: SessionState, keep: int | None) -> SessionState:
         return state
     cut, end = len(state) - keep, len(state)
     return msgspec.structs.replace(
-        state,
+        _ended(state),
         held=_rebuilt(state.held, cut, end),
         log=_rebuilt(state.log, cut, end),
         first=state.first + cut,
-        tip=state.stop,
         before=state.held[cut - 1].beside,
-        ahead=(),
     )
+
+
+def _anew(state: SessionState, seed: tuple[Exchange, ...], data: Data) -> SessionState:
+    return SessionState(
+        id=state.id, seed=seed, before=NOTHING_BESIDE.replace(data=data), profile=state.profile
+    )
+
+
+def _ended(state: SessionState) -> SessionState:
+    """The conversation where it stands, with nothing to redo."""
+    written = state.written if state.stop == state.tip else None
+    return msgspec.structs.replace(state, tip=state.stop, ahead=(), written=written)
 
 
 def _path_of(state: SessionState) -> SessionState:
     """The state's path, as it stands ahead of others."""
-    return msgspec.structs.replace(state, id=None, stop=state.tip, ahead=())
+    return msgspec.structs.replace(
+        state, id=None, stop=state.tip, ahead=(), profile=NO_PROFILE, earlier=()
+    )
 
 
 def _turned(state: SessionState) -> SessionState:
@@ -270,6 +344,8 @@ def _turned(state: SessionState) -> SessionState:
         seed=state.seed,
         stop=state.parts_from(to),
         ahead=(*further, _path_of(state)),
+        profile=state.profile,
+        earlier=state.earlier,
     )
 
 

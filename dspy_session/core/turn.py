@@ -3,8 +3,9 @@
 Rules:
 
 - A turn never changes; scoring or editing makes a new one.
-- What goes along with a conversation without being shown stands *beside* its turns, as of the end
-  of each: the conversations of the sessions within the program.
+- What goes along with a conversation without being shown stands *beside* its turns, as of the
+  beginning and the end of each: session data, the conversations of the sessions within the program,
+  and chat messages that wait to become a turn.
 - `turn.index` is the turn's absolute position in the conversation and survives trimming.
 - What is handed out (`inputs`, `outputs`, `details`, `usage`, the snapshot) is a copy.
 - A call that failed or was cancelled is an `Attempt`: no turn, in no prompt, in no example.
@@ -21,12 +22,16 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from dspy_session.core.copies import private_copy
+from dspy_session.core.data import EMPTY_DATA, Data
 from dspy_session.core.window import Exchange, Window
 
 if TYPE_CHECKING:  # the two types contain each other
     from dspy_session.core.state import SessionState
 
-__all__ = ["Attempt", "Beside", "Run", "Turn"]
+__all__ = ["PENDING_TOOL_CALLS", "Attempt", "Beside", "Run", "Turn"]
+
+PENDING_TOOL_CALLS: Final = "pending_tool_calls"
+"""The run detail that lists the tool calls which wait for an approval."""
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -41,6 +46,8 @@ class Run(msgspec.Struct, frozen=True):
         cost: What the calls cost, in US dollars; None when no call said.
         fingerprint: A digest of the program's predictors: signatures and demos.
         request_id: The caller's own name for the request, if the call brought one.
+        lm_calls: How many calls of a language model it took.
+        sent: How many characters the prompts had of those calls that reported usage.
     """
 
     id: str = ""
@@ -50,44 +57,73 @@ class Run(msgspec.Struct, frozen=True):
     cost: float | None = None
     fingerprint: str | None = None
     request_id: str | None = None
+    lm_calls: int = 0
+    sent: int = 0
 
 
 class Beside(msgspec.Struct, frozen=True, eq=False):
-    """What stands beside the turns of a conversation, as of the end of one of them.
+    """What stands beside the turns of a conversation, at one moment of it.
 
-    Turns that end with the same things beside them share one.
+    Turns that begin or end with the same things beside them share one.
 
     Attributes:
         states: The conversations of the sessions within the program, by module path; read `nested`
             instead.
+        data: The session data.
+        pending: Chat messages that wait to become a turn, as they came.
     """
 
     states: Mapping[str, SessionState] = {}
+    data: Data = EMPTY_DATA
+    pending: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def nested(self) -> Mapping[str, SessionState]:
         """The conversations of the sessions within the program, by module path."""
         return MappingProxyType(self.states)
 
-    def with_nested(self, states: Mapping[str, SessionState] | None) -> Beside:
-        """Return this with the states of some paths put in the place of those there were.
+    @property
+    def is_nothing(self) -> bool:
+        """Whether nothing stands here."""
+        return not (self.states or self.data or self.pending)
+
+    def replace(
+        self,
+        *,
+        nested: Mapping[str, SessionState] | None = None,
+        data: Data | None = None,
+        pending: tuple[Mapping[str, Any], ...] | None = None,
+    ) -> Beside:
+        """Return this with some parts replaced; None leaves a part as it is.
 
         Args:
-            states: By module path; None or nothing for no change.
+            nested: States by module path; those of other paths stay.
+            data: The session data.
+            pending: The messages that wait.
         """
-        if not states:
+        if data is self.data:
+            data = None
+        if pending is not None and not (pending or self.pending):
+            pending = None
+        if not nested and data is None and pending is None:
             return self
-        return Beside({**self.states, **states})
+        return Beside(
+            states={**self.states, **nested} if nested else self.states,
+            data=self.data if data is None else data,
+            pending=self.pending if pending is None else pending,
+        )
 
     def same_as(self, other: Beside, known: Known) -> bool:
-        """Whether both hold equal states under the same paths.
+        """Whether both hold the same data and messages, and equal states under the same paths.
 
         Args:
             other: What to compare with.
             known: See `Turn.same_as`.
         """
         return self is other or (
-            self.states.keys() == other.states.keys()
+            self.data == other.data
+            and self.pending == other.pending
+            and self.states.keys() == other.states.keys()
             and all(state.same_as(other.states[path], known) for path, state in self.states.items())
         )
 
@@ -110,7 +146,8 @@ class Turn(msgspec.Struct, frozen=True, eq=False, weakref=True, kw_only=True):
         run: Id, time, duration, usage, cost and fingerprint.
         score: The last score given, if any.
         feedback: What the metric said beside the score, if it did.
-        beside: What stood beside the conversation when the turn had ended; read `nested` instead.
+        before: What stood beside the conversation when the turn began; read `data_before` instead.
+        beside: What stood there when it had ended; read `nested` and `data` instead.
     """
 
     index: int
@@ -119,6 +156,7 @@ class Turn(msgspec.Struct, frozen=True, eq=False, weakref=True, kw_only=True):
     run: Run = Run()
     score: float | None = None
     feedback: str | None = None
+    before: Beside = NOTHING_BESIDE
     beside: Beside = NOTHING_BESIDE
 
     @property
@@ -142,9 +180,30 @@ class Turn(msgspec.Struct, frozen=True, eq=False, weakref=True, kw_only=True):
         return self.beside.nested
 
     @property
+    def data(self) -> Data:
+        """The session data as this turn left it."""
+        return self.beside.data
+
+    @property
+    def data_before(self) -> Data:
+        """The session data as this turn found it."""
+        return self.before.data
+
+    @property
+    def pending_tool_calls(self) -> list[dict[str, Any]]:
+        """The tool calls that wait for somebody's approval: dicts of `id`, `name`, `arguments`."""
+        waiting: list[dict[str, Any]] = self.exchange.details.get(PENDING_TOOL_CALLS, [])
+        return waiting
+
+    @property
     def history_snapshot(self) -> Any:
         """The `dspy.History` that this call saw, whatever happened since."""
         return self.window.history()
+
+    @property
+    def lm_calls(self) -> int:
+        """How many calls of a language model the turn took; 0 for a turn added by hand."""
+        return self.run.lm_calls
 
     @property
     def id(self) -> str:
@@ -200,6 +259,7 @@ class Turn(msgspec.Struct, frozen=True, eq=False, weakref=True, kw_only=True):
             and self.run == other.run
             and self.exchange.same_as(other.exchange)
             and self.window.same_as(other.window)
+            and self.before.same_as(other.before, known)
             and self.beside.same_as(other.beside, known)
         )
 

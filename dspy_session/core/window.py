@@ -14,7 +14,7 @@ This module knows neither turns nor states, nor how a conversation is rendered f
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from typing import Any, Final
 
 import msgspec
@@ -23,7 +23,22 @@ from dspy_session.core.copies import copy_fields, private_copy
 from dspy_session.core.vectors import PVector, vector
 from dspy_session.errors import CallError, HistoryError
 
-__all__ = ["Epoch", "Exchange", "PlainHistory", "View", "Window", "set_history_type"]
+__all__ = [
+    "CHAT_MESSAGES",
+    "WAITED_MESSAGES",
+    "Epoch",
+    "Exchange",
+    "PlainHistory",
+    "View",
+    "Window",
+    "set_history_type",
+]
+
+
+CHAT_MESSAGES: Final = "chat_messages"
+"""The run detail that keeps the chat messages which a turn came from, as they came."""
+WAITED_MESSAGES: Final = "waited_messages"
+"""The run detail that keeps the chat messages which waited when a turn was recorded by a call."""
 
 
 class View(msgspec.Struct, frozen=True):
@@ -48,6 +63,7 @@ def _shape(
     return inputs, outputs
 
 
+_SAID_AGAIN: Final = (CHAT_MESSAGES, WAITED_MESSAGES)
 _NOTHING: Final[Mapping[str, Any]] = {}  # shared by all that have none; nobody changes it
 
 
@@ -98,6 +114,25 @@ class Exchange:
         """Return an exchange of the same inputs and details, and other outputs."""
         return Exchange(self._inputs, outputs, self._details)
 
+    def without(self, names: Set[str]) -> Exchange:
+        """Return an exchange without some of its inputs, outputs and details.
+
+        With an input or an output go the chat messages that it came from: they say the same.
+
+        Args:
+            names: The names; those that it has not are passed over.
+        """
+        said = {*self._inputs, *self._outputs}
+        hidden = {*names, *_SAID_AGAIN} if not said.isdisjoint(names) else names
+        if hidden.isdisjoint((*said, *self._details)):
+            return self
+        return Exchange(
+            *(
+                {name: value for name, value in fields.items() if name not in hidden}
+                for fields in (self._inputs, self._outputs, self._details)
+            )
+        )
+
     def shown(self, view: View) -> dict[str, Any]:
         """Return the fields that `view` shows, inputs first.
 
@@ -120,7 +155,7 @@ class Exchange:
         fields = self.shown(view)
         if view.details:
             for name, value in self._details.items():
-                if name not in view.exclude:
+                if name not in view.exclude and name not in _SAID_AGAIN:
                     fields.setdefault(name, value)
         return fields
 

@@ -207,7 +207,7 @@ def running(
         options=options,
         window=turn.window,
         draft=Draft(),
-        nested=NestedStates(program, turn.nested),
+        nested=NestedStates(program, turn.beside.nested),
         owner=owner,
         passed=passed,
         explicit=turn.explicit,
