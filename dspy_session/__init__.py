@@ -20,6 +20,7 @@ if _TYPE_CHECKING:
     from dspy_session.core.options import SessionOptions
     from dspy_session.core.profile import Instructions
     from dspy_session.core.state import SessionState
+    from dspy_session.core.tokens import summary_due, token_count
     from dspy_session.core.turn import Attempt, Turn
     from dspy_session.core.values import ValueCodec, register_value_codec
     from dspy_session.errors import (
@@ -41,16 +42,29 @@ if _TYPE_CHECKING:
         TurnRefusedError,
         ValueCodecError,
     )
+    from dspy_session.program.approvals import ApprovalRequest
+    from dspy_session.program.current import current_data, current_request
     from dspy_session.program.events import StatusEvent, StreamEvent, TextEvent, TurnEvent
+    from dspy_session.program.hooks import AfterTurn, BeforeTurn, Hooks
+    from dspy_session.program.one_turn import astep, step
     from dspy_session.program.records import codec_for
-    from dspy_session.program.run import astep, step
     from dspy_session.program.slot import bake_history
     from dspy_session.program.stream import astream_step, stream_step
+    from dspy_session.program.summaries import (
+        SummarizeConversation,
+        asummarize_state,
+        summarize_state,
+    )
+    from dspy_session.program.tool_calls import ToolCall
+    from dspy_session.program.tools import session_tool
     from dspy_session.program.types import program_codecs
     from dspy_session.session import Session, sessionify
 
 _HOMES = {
+    "AfterTurn": "program",
+    "ApprovalRequest": "program",
     "Attempt": "core.turn",
+    "BeforeTurn": "program",
     "CallError": "errors",
     "ChatFields": "core.chat",
     "ChatMessage": "core.chat",
@@ -62,6 +76,7 @@ _HOMES = {
     "FormatError": "errors",
     "HistoryError": "errors",
     "HookError": "errors",
+    "Hooks": "program",
     "Instructions": "core.profile",
     "LockError": "errors",
     "MessageError": "errors",
@@ -76,7 +91,9 @@ _HOMES = {
     "SessionState": "core.state",
     "StatusEvent": "program",
     "StreamEvent": "program",
+    "SummarizeConversation": "program",
     "TextEvent": "program",
+    "ToolCall": "program",
     "ToolError": "errors",
     "Turn": "core.turn",
     "TurnEvent": "program",
@@ -86,21 +103,31 @@ _HOMES = {
     "ValueCodecError": "errors",
     "astep": "program",
     "astream_step": "program",
+    "asummarize_state": "program",
     "bake_history": "program",
     "codec_for": "program",
+    "current_data": "program",
+    "current_request": "program",
     "from_jsonl": "core.chat_formats",
     "from_sharegpt": "core.chat_formats",
     "program_codecs": "program",
     "register_value_codec": "core.values",
+    "session_tool": "program",
     "sessionify": "session",
     "step": "program",
     "stream_step": "program",
+    "summarize_state": "program",
+    "summary_due": "core.tokens",
     "to_jsonl": "core.chat_formats",
     "to_sharegpt": "core.chat_formats",
+    "token_count": "core.tokens",
 }
 
 __all__ = [
+    "AfterTurn",
+    "ApprovalRequest",
     "Attempt",
+    "BeforeTurn",
     "CallError",
     "ChatFields",
     "ChatMessage",
@@ -112,6 +139,7 @@ __all__ = [
     "FormatError",
     "HistoryError",
     "HookError",
+    "Hooks",
     "Instructions",
     "LockError",
     "MessageError",
@@ -126,7 +154,9 @@ __all__ = [
     "SessionState",
     "StatusEvent",
     "StreamEvent",
+    "SummarizeConversation",
     "TextEvent",
+    "ToolCall",
     "ToolError",
     "Turn",
     "TurnEvent",
@@ -136,17 +166,24 @@ __all__ = [
     "ValueCodecError",
     "astep",
     "astream_step",
+    "asummarize_state",
     "bake_history",
     "codec_for",
+    "current_data",
+    "current_request",
     "from_jsonl",
     "from_sharegpt",
     "program_codecs",
     "register_value_codec",
+    "session_tool",
     "sessionify",
     "step",
     "stream_step",
+    "summarize_state",
+    "summary_due",
     "to_jsonl",
     "to_sharegpt",
+    "token_count",
 ]
 
 

@@ -1,4 +1,4 @@
-"""How a session runs turns: called, awaited, with settings of one call, and asked again.
+"""How a session runs turns: called, awaited, streamed.
 
 A call runs the program on the state, and publishes the next state last. A turn is recorded around
 `__call__`, not inside `forward`, because optimizers replace `forward`. Nothing is locked while an
@@ -9,36 +9,26 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import secrets
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
 from typing import Any
 
-import dspy
-from dspy.streaming import StatusMessageProvider
-
-from dspy_session.branch import Branch
-from dspy_session.conversation import Conversation
 from dspy_session.core.options import Lock
 from dspy_session.core.state import SessionState
 from dspy_session.core.turn import Attempt, Turn
-from dspy_session.errors import CallError, LockError, TurnIndexError
+from dspy_session.errors import CallError, LockError
 from dspy_session.program import run as program_run
 from dspy_session.program.call_modes import async_call, sync_call
 from dspy_session.program.evaluating import evaluating
 from dspy_session.program.events import StreamEvent
 from dspy_session.program.frame import Frame, frame_of, home_of
 from dspy_session.program.listening import choose
-from dspy_session.program.settings import (
-    NO_SETTINGS,
-    CallSettings,
-    call_settings,
-    split_settings,
-)
+from dspy_session.program.settings import NO_SETTINGS, CallSettings, split_settings
 from dspy_session.program.streamify import ended_with, unless_left
 from dspy_session.program.streaming import Streaming, astreamed, streamed
+from dspy_session.summarizing import Summarizing
 
-__all__ = ["Calls", "SessionCall"]
+__all__ = ["Calls"]
 
 logger = logging.getLogger("dspy_session")
 
@@ -46,13 +36,11 @@ _INSIDE_HINT = (
     "This session was called inside its own turn. Its program may call other sessions or "
     "session.fork(), but not the session that is waiting for it."
 )
-_ROLLOUT_BITS = 48  # whole numbers that every JSON reader keeps exactly
 
 
-class Calls(Conversation, Branch):
+class Calls(Summarizing):
     """The part of a session that runs turns; made by `Session`, not by hand."""
 
-    _on_turn: Callable[[Any, Turn], Any] | None
     _attempts: tuple[Attempt, ...]
     _records: bool | None = None  # None: unless an evaluator or an optimizer asks
 
@@ -124,80 +112,6 @@ class Calls(Conversation, Branch):
         """
         return self._astream(args, kwargs)
 
-    def using(
-        self,
-        *,
-        lm: dspy.BaseLM | None = None,
-        config: Mapping[str, Any] | None = None,
-        request_id: str | None = None,
-        stream_fields: Sequence[str] | None = None,
-        status_messages: StatusMessageProvider | None = None,
-    ) -> SessionCall:
-        """Return this session with settings for one call: `session.using(lm=...)(question=...)`.
-
-        The settings reach every LM call of the program, also where its `forward` has no parameter
-        for them.
-
-        Args:
-            lm: The LM for the turn, instead of the configured and of the predictors' own.
-            config: LM settings (`temperature`, `max_tokens`, `rollout_id`, ...).
-            request_id: The caller's own name for the request, kept as `turn.request_id`.
-            stream_fields: Which output fields a stream hears of: `answer`, or
-                `extract.predict.answer` with the predictor's path; None for all of type `str` and
-                `dspy.Reasoning`.
-            status_messages: Words the status messages of a stream; None for DSPy's own.
-
-        Raises:
-            CallError: A setting is of a type that it cannot have.
-
-        Example:
-            >>> from dspy_session import sessionify
-            >>> from dspy_session.testing import scripted_lm
-            >>> session = sessionify(dspy.Predict("question -> answer"))
-            >>> with dspy.context(lm=scripted_lm()):
-            ...     call = session.using(config={"temperature": 0.2}, request_id="r-1")
-            ...     prediction = call(question="Hi")
-            >>> session.turns[0].request_id
-            'r-1'
-        """
-        settings = call_settings(
-            lm=lm,
-            config=config,
-            request_id=request_id,
-            stream_fields=stream_fields,
-            status_messages=status_messages,
-        )
-        return SessionCall(self, settings)
-
-    def regenerate(self, index: int | None = None, /, **inputs: Any) -> Any:
-        """Ask again: the last turn, or an earlier one, perhaps with other inputs.
-
-        The question goes to the model under a fresh rollout id, so that a cached answer does not
-        come back. The conversation then ends with the new turn; `redo()` brings the old answer
-        back, and with it whatever came after.
-
-        Args:
-            index: The turn's absolute index; None for the last.
-            **inputs: Inputs that differ from the turn's own.
-
-        Returns:
-            What the program returned.
-
-        Raises:
-            TurnIndexError: There is no such turn.
-            Exception: As for calling the session; the conversation is as it was.
-        """
-        return self.using().regenerate(index, **inputs)
-
-    async def aregenerate(self, index: int | None = None, /, **inputs: Any) -> Any:
-        """As `regenerate`, in async code.
-
-        Args:
-            index: As in `regenerate`.
-            **inputs: As in `regenerate`.
-        """
-        return await self.using().aregenerate(index, **inputs)
-
     @property
     def attempts(self) -> tuple[Attempt, ...]:
         """The latest calls that failed or were cancelled, oldest first; see `max_stored_attempts`.
@@ -243,6 +157,7 @@ class Calls(Conversation, Branch):
     ) -> Any:
         trial = self._is_tried()
         with self._locks.turn(self._checked_lock(args, Lock.THREAD, trial)):
+            self._make_room(kwargs, at, trial)
             flow = self._flow(kwargs, settings, at, trial)
             outcome = program_run.drive(flow, unless_left(super().__call__))
             turn, _ = self._record(outcome)
@@ -258,6 +173,7 @@ class Calls(Conversation, Branch):
     ) -> Any:
         trial = self._is_tried()
         async with self._locks.async_turn(self._checked_lock(args, Lock.ASYNC, trial)):
+            await self._amake_room(kwargs, at, trial)
             flow = self._flow(kwargs, settings, at, trial)
             outcome = await program_run.adrive(flow, super().acall)
             turn, _ = self._record(outcome)
@@ -280,6 +196,7 @@ class Calls(Conversation, Branch):
     ) -> program_run.Flow:
         inputs, given = split_settings(self.module, kwargs)
         inside = home_of(self) is not None  # then it goes on, until the turn around is forgotten
+        attached = self._attached
         return program_run.running(
             self.module,
             self.state,
@@ -292,6 +209,9 @@ class Calls(Conversation, Branch):
             trial=trial,
             inside=inside,
             records=not trial or (inside and self._records is None),
+            instructions=attached.instructions,
+            hooks=attached.hooks,
+            approver=attached.approver,
         )
 
     def _stream(
@@ -303,7 +223,8 @@ class Calls(Conversation, Branch):
         trial = self._is_tried()
         lock = self._checked_lock(args, Lock.THREAD, trial)
         plan = self._streaming(kwargs, settings, trial, super().__call__)
-        return streamed(plan, lambda: self._locks.stream(lock))
+        hold = self._with_room(lambda: self._locks.stream(lock), kwargs, trial)
+        return streamed(plan, hold)
 
     def _astream(
         self,
@@ -314,7 +235,8 @@ class Calls(Conversation, Branch):
         trial = self._is_tried()
         lock = self._checked_lock(args, Lock.ASYNC, trial)
         plan = self._streaming(kwargs, settings, trial, super().acall)
-        return astreamed(plan, lambda: self._locks.async_stream(lock))
+        hold = self._with_room_async(lambda: self._locks.async_stream(lock), kwargs, trial)
+        return astreamed(plan, hold)
 
     def _streaming(
         self,
@@ -359,10 +281,10 @@ class Calls(Conversation, Branch):
         self._tell(turn)
 
     def _tell(self, turn: Turn) -> None:
-        if self._on_turn is None:
+        if self._attached.on_turn is None:
             return
         try:
-            self._on_turn(self, turn)
+            self._attached.on_turn(self, turn)
         except Exception:  # a hook is a user's code, and the turn is recorded already
             logger.warning("on_turn failed for turn %d", turn.index, exc_info=True)
 
@@ -385,85 +307,6 @@ class Calls(Conversation, Branch):
                 f"with lock={mode.value!r}."
             )
         return lock
-
-
-class SessionCall:
-    """A session with settings for one call; made by `session.using(...)`.
-
-    It is called as the session is, and may be used for several calls.
-    """
-
-    def __init__(self, session: Calls, settings: CallSettings) -> None:
-        self._session, self._settings = session, settings
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run one turn; see calling a session.
-
-        Args:
-            *args: None; inputs are given by keyword.
-            **kwargs: As for calling the session.
-        """
-        return self._session._call(args, kwargs, self._settings)
-
-    async def acall(self, *args: Any, **kwargs: Any) -> Any:
-        """Run one turn in async code; see `Session.acall`.
-
-        Args:
-            *args: None; inputs are given by keyword.
-            **kwargs: As for calling the session.
-        """
-        return await self._session._acall(args, kwargs, self._settings)
-
-    def stream(self, *args: Any, **kwargs: Any) -> Generator[StreamEvent, None, None]:
-        """Stream one turn; see `Session.stream`.
-
-        Args:
-            *args: None; inputs are given by keyword.
-            **kwargs: As for calling the session.
-        """
-        return self._session._stream(args, kwargs, self._settings)
-
-    def astream(self, *args: Any, **kwargs: Any) -> AsyncGenerator[StreamEvent, None]:
-        """Stream one turn in async code; see `Session.astream`.
-
-        Args:
-            *args: None; inputs are given by keyword.
-            **kwargs: As for calling the session.
-        """
-        return self._session._astream(args, kwargs, self._settings)
-
-    def regenerate(self, index: int | None = None, /, **inputs: Any) -> Any:
-        """Ask again; see `Session.regenerate`.
-
-        Args:
-            index: As in `Session.regenerate`.
-            **inputs: As in `Session.regenerate`.
-        """
-        asked, at = self._again(index, inputs)
-        return self._session._call((), asked, self._afresh(), at)
-
-    async def aregenerate(self, index: int | None = None, /, **inputs: Any) -> Any:
-        """Ask again, in async code; see `Session.regenerate`.
-
-        Args:
-            index: As in `Session.regenerate`.
-            **inputs: As in `Session.regenerate`.
-        """
-        asked, at = self._again(index, inputs)
-        return await self._session._acall((), asked, self._afresh(), at)
-
-    def _again(self, index: int | None, inputs: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
-        """The inputs of the turn to ask again, and its index."""
-        state = self._session.state
-        if index is None:
-            if state.last is None:
-                raise TurnIndexError("There is no turn to ask again: the conversation is empty.")
-            index = state.last.index
-        return {**state.turn(index).inputs, **inputs}, index
-
-    def _afresh(self) -> CallSettings:
-        fresh = CallSettings(config={"rollout_id": secrets.randbits(_ROLLOUT_BITS)})
-        return fresh.updated(self._settings)
 
 
 @contextlib.contextmanager

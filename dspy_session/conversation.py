@@ -12,17 +12,29 @@ from typing import Any, TypeVar
 
 import dspy
 
+from dspy_session.core.data import Data, SessionData, as_data
 from dspy_session.core.options import SessionOptions
 from dspy_session.core.state import SessionState, visible_window
 from dspy_session.core.step import commit, prepare, refuse_history_field
-from dspy_session.core.transitions import annotate, redo, replace_turn, reset, rewind, undo
+from dspy_session.core.transitions import (
+    annotate,
+    clear,
+    redo,
+    replace_turn,
+    reset,
+    rewind,
+    truncate,
+    undo,
+)
 from dspy_session.core.turn import Run, Turn
+from dspy_session.core.writes import describe, replace_data, write
 from dspy_session.errors import CallError
 from dspy_session.locks import Locks
 from dspy_session.program.examples import Metric, Verdict, examples_of, scored
-from dspy_session.program.frame import home_of
+from dspy_session.program.frame import frame_of, home_of
 from dspy_session.program.nested import Nestable
 from dspy_session.program.run import new_id
+from dspy_session.program.turn_data import differences
 
 __all__ = ["Conversation"]
 
@@ -37,6 +49,7 @@ class Conversation(Nestable):
 
     def __init__(self, state: SessionState, options: SessionOptions) -> None:
         self._state, self._options, self._locks = state, options, Locks()
+        self._began_with = state.data
 
     def _move(self, transition: Callable[[SessionState], tuple[_Result, SessionState]]) -> _Result:
         """Publish the next state, computed from the newest one.
@@ -57,9 +70,45 @@ class Conversation(Nestable):
         return self._state if home is None else home.state_of(self)
 
     @property
-    def id(self) -> str:
+    def session_id(self) -> str:
         """The session's id."""
         return self.state.id or ""
+
+    @property
+    def data(self) -> SessionData:
+        """The session data: what an application keeps beside the conversation, as JSON values.
+
+        It belongs to the conversation: every turn carries it as of its end, and undo, redo, fork
+        and rewind bring it along. Within a turn of this session it is that turn's: what is written
+        is kept if the turn is recorded. Set `session.data = {...}` to replace it whole.
+        """
+        return SessionData.over(_HeldData(self))
+
+    @data.setter
+    def data(self, given: Mapping[str, Any] | SessionData | Data) -> None:
+        data = as_data(given, self._options.max_data_bytes)
+        frame = frame_of(self)
+        if frame is None:
+            self._move(lambda state: (None, replace_data(state, data)))
+        else:
+            frame.data.change(differences(frame.data.read(), data))
+
+    @property
+    def metadata(self) -> Data:
+        """What an application noted about the session; undo and reset leave it as it is."""
+        return self.state.metadata
+
+    def update_metadata(self, changes: Mapping[str, Any]) -> None:
+        """Merge something into the metadata.
+
+        Args:
+            changes: Values by key, as for session data.
+
+        Raises:
+            DataError: JSON cannot hold a value, or it is too large; nothing is merged then.
+        """
+        limit = self._options.max_data_bytes
+        self._move(lambda state: (None, describe(state, changes, limit)))
 
     @property
     def turns(self) -> tuple[Turn, ...]:
@@ -81,8 +130,26 @@ class Conversation(Nestable):
     # --- moving and editing -----------------------------------------------------------------------
 
     def reset(self) -> None:
-        """Go back to the start: the seed and the id stay, the turns go."""
+        """Go back to the start: turns go, and the data is what the session began with.
+
+        Seed, id, instructions and metadata stay.
+        """
         self._move(lambda state: (None, reset(state)))
+
+    def clear(self) -> None:
+        """Forget what was said: turns and seed go; session data, id and metadata stay."""
+        self._move(lambda state: (None, clear(state)))
+
+    def truncate(self, keep: int) -> None:
+        """Keep only the newest turns; their indices stay, and nothing can be redone.
+
+        Args:
+            keep: How many turns to keep at most.
+
+        Raises:
+            OptionError: `keep` is negative or no whole number.
+        """
+        self._move(lambda state: (None, truncate(state, keep)))
 
     def undo(self, steps: int = 1) -> tuple[Turn, ...]:
         """Take back the latest turns, at most as many as there are.
@@ -268,3 +335,28 @@ class Conversation(Nestable):
             if not isinstance(session, Conversation):
                 raise CallError(f"merge_examples takes sessions, not {type(session).__name__}.")
         return [example for session in sessions for example in session.to_examples(**kwargs)]
+
+
+class _HeldData:
+    """Session data where it is now: in the turn that runs, or in the conversation."""
+
+    def __init__(self, session: Conversation) -> None:
+        self._session = session
+
+    def read(self) -> Data:
+        """Return the data."""
+        frame = frame_of(self._session)
+        return self._session.state.data if frame is None else frame.data.read()
+
+    def change(self, changes: Mapping[str, Any]) -> None:
+        """Change some keys, at once."""
+        session, frame = self._session, frame_of(self._session)
+        if frame is not None:
+            frame.data.change(changes)
+            return
+        limit = session._options.max_data_bytes
+        session._move(lambda state: (None, write(state, changes, limit)))
+
+    def base(self) -> Data:
+        """Return the data that the session was made or loaded with."""
+        return self._session._began_with

@@ -1,37 +1,45 @@
 """The everyday face: a `dspy.Module` that holds a conversation with the program inside it.
 
-A session is a `Conversation` (state and moves) and a `Branch` (the program); `Calls` runs turns.
-Here is the rest: how a session is made, set up, forked, saved and loaded.
+A session is a `Conversation` (state and moves) and a `Branch` (the program). Its parts build on one
+another: `Chatting`, `Summarizing`, `Calls`, `Asking`, `Using`, `Saving`, in modules of these names.
+Here is the rest: how a session is made, set up, forked and loaded.
 """
 
 from __future__ import annotations
 
-import contextlib
-import inspect
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextvars import ContextVar
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
 import dspy
 import msgspec
 
 from dspy_session import codec
+from dspy_session.attached import Attached, InstructionsOf
 from dspy_session.branch import Branch
-from dspy_session.calls import Calls
 from dspy_session.conversation import Conversation
+from dspy_session.core.chat import (
+    ChatFields,
+    as_chat_fields,
+)
+from dspy_session.core.data import Data, SessionData, as_data
 from dspy_session.core.options import CopyMode, Lock, SessionOptions, make_options
+from dspy_session.core.profile import Instructions, Profile, as_instructions
 from dspy_session.core.state import SessionState, start, with_id
+from dspy_session.core.tokens import TokenCounter
 from dspy_session.core.transitions import rewind, truncate
 from dspy_session.core.turn import Turn
-from dspy_session.errors import CallError, HistoryError, OptionError
-from dspy_session.files import AnyPath, read_conversation, write_conversation
+from dspy_session.core.writes import describe, instruct, replace_data
+from dspy_session.errors import CallError, FormatError, HistoryError, OptionError
+from dspy_session.files import AnyPath, read_conversation
 from dspy_session.locks import Locks
 from dspy_session.program import run as program_run
-from dspy_session.program.anatomy import check_module, copy_program, holds_learned_state
+from dspy_session.program.anatomy import check_module, copy_program
+from dspy_session.program.approvals import Approver
 from dspy_session.program.evaluating import evaluating
+from dspy_session.program.hooks import NO_HOOKS, Hooks
 from dspy_session.program.slot import history_slot, refuse_conflicts
 from dspy_session.program.types import program_codecs
+from dspy_session.saving import Saving
 
 __all__ = ["OnTurn", "Session", "sessionify"]
 
@@ -39,7 +47,7 @@ OnTurn = Callable[["Session", Turn], Any]
 """Called with the session and the new turn after a turn was recorded, outside any lock."""
 
 
-class _Session(Calls):
+class _Session(Saving):
     """All that a session is; `Session` is short, for optimizers paste its source into prompts."""
 
     def __init__(
@@ -47,20 +55,47 @@ class _Session(Calls):
         module: dspy.Module,
         *,
         initial_history: dspy.History | None = None,
+        messages: Iterable[Mapping[str, Any]] | None = None,
+        session_id: str | None = None,
+        instructions: str | Instructions | InstructionsOf | None = None,
+        data: Mapping[str, Any] | SessionData | Data | None = None,
+        metadata: Mapping[str, Any] | None = None,
         on_turn: OnTurn | None = None,
+        hooks: Hooks | None = None,
+        approver: Approver | None = None,
+        summarizer: dspy.Module | None = None,
+        token_counter: TokenCounter | None = None,
+        message_fields: Mapping[str, str] | ChatFields | None = None,
         **options: Any,
     ) -> None:
         chosen = make_options(options)
         check_module(module)
         if isinstance(module, Session):
             raise CallError("The program is a Session already; use session.fork() for another.")
-        _check_hook(on_turn)
+        told = None if callable(instructions) else as_instructions(instructions)
+        self._attached = Attached(
+            on_turn=on_turn,
+            hooks=NO_HOOKS if hooks is None else hooks,
+            approver=approver,
+            instructions=instructions if callable(instructions) else None,
+            summarizer=summarizer,
+            token_counter=token_counter,
+            message_fields=None if message_fields is None else as_chat_fields(message_fields),
+        )
         settled = _settled(module, chosen)
-        state = start(_seed_messages(initial_history), id=program_run.new_id())
+        limit = chosen.max_data_bytes
+        state = start(
+            _seed_messages(initial_history),
+            id=program_run.new_id() if session_id is None else session_id,
+            data=as_data(data, limit),
+            profile=Profile(instructions=told, metadata=as_data(metadata, limit)),
+        )
         Branch.__init__(self, copy_program(module, chosen.copy_mode))
         Conversation.__init__(self, state, settled)
-        self._chosen, self._on_turn, self._attempts = chosen, on_turn, ()
+        self._chosen, self._attempts = chosen, ()
         self._records = True if evaluating() else None  # made in a trial, it is that trial's own
+        if messages is not None:
+            self.add_messages(messages)
 
     @classmethod
     def from_state(cls, state: SessionState, module: dspy.Module, **keywords: Any) -> Self:
@@ -69,10 +104,12 @@ class _Session(Calls):
         Args:
             state: Any state, for example of `step` or of another session.
             module: The program to go on with.
-            **keywords: As in `Session(...)`; `initial_history` is the state's own.
+            **keywords: As in `sessionify`; `session_id`, `instructions` and `data` stand in for
+                those of the state, and `metadata` is merged into its own. What was said is the
+                state's: `initial_history` and `messages` are refused.
 
         Raises:
-            CallError: `state` is not a `SessionState`, or `initial_history` was given.
+            CallError: `state` is not a `SessionState`, or what was said was given.
 
         Example:
             >>> state = start([{"question": "Hi", "answer": "Hello."}])
@@ -82,13 +119,20 @@ class _Session(Calls):
         """
         if not isinstance(state, SessionState):
             raise CallError(f"state must be a SessionState, not {type(state).__name__}.")
-        if "initial_history" in keywords:
-            raise CallError(
-                "initial_history is part of the state; start the state with it instead."
-            )
+        for name in ("initial_history", "messages"):
+            if keywords.get(name) is not None:
+                raise CallError(f"{name} is part of the state; start the state with it instead.")
         session = cls(module, **keywords)
-        state = truncate(state, session._options.max_stored_turns)
-        session._state = state if state.id is not None else with_id(state, session._state.id)
+        given, options = session._state, session._options
+        if keywords.get("session_id") is not None or state.id is None:
+            state = with_id(state, given.id)
+        if keywords.get("instructions") is not None:
+            state = instruct(state, given.instructions)
+        if keywords.get("data") is not None:
+            state = replace_data(state, given.data)
+        state = describe(state, given.metadata)
+        state = truncate(state, options.max_stored_turns)
+        session._state, session._began_with = state, state.data
         return session
 
     # --- how it behaves ---------------------------------------------------------------------------
@@ -113,7 +157,27 @@ class _Session(Calls):
     @property
     def on_turn(self) -> OnTurn | None:
         """What is called after each recorded turn."""
-        return self._on_turn
+        return self._attached.on_turn
+
+    @property
+    def hooks(self) -> Hooks:
+        """What runs around each turn."""
+        return self._attached.hooks
+
+    @property
+    def instructions(self) -> Instructions | InstructionsOf | None:
+        """What every predictor of the program is told beside its own instructions; see `Session`.
+
+        Set them to go on under others; None for none.
+        """
+        return self._attached.instructions or self.state.instructions
+
+    @instructions.setter
+    def instructions(self, given: str | Instructions | InstructionsOf | None) -> None:
+        made = given if callable(given) else None
+        told = None if callable(given) else as_instructions(given)
+        self._attached = msgspec.structs.replace(self._attached, instructions=made)
+        self._move(lambda state: (None, instruct(state, told)))
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in SessionOptions.__struct_fields__:
@@ -134,21 +198,24 @@ class _Session(Calls):
 
     # --- branching --------------------------------------------------------------------------------
 
-    def fork(self, at: int | None = None) -> Self:
+    def fork(self, at: int | None = None, *, session_id: str | None = None) -> Self:
         """Return a session that goes its own way from here, or from an earlier turn.
 
         It shares the program and everything recorded so far, and costs the same at any length.
 
         Args:
             at: Keep only turns with lower indices; None keeps all, and what can be redone.
+            session_id: The new session's id; None makes one.
 
         Raises:
             TurnIndexError: There is no such turn.
+            OptionError: `session_id` is empty, too long, or holds control characters.
         """
         state = self.state
         if at is not None and at != state.stop:
             state = rewind(state, at, redoable=False)
-        twin = self._twin(with_id(state, program_run.new_id()))
+        id = program_run.new_id() if session_id is None else session_id
+        twin = self._twin(with_id(state, id))
         twin._records = True if evaluating() else None
         return twin
 
@@ -188,6 +255,7 @@ class _Session(Calls):
         """A session like this one over the same program, in another state."""
         twin = self._share()
         twin._state, twin._locks, twin._attempts = state, Locks(), ()
+        twin._began_with = state.data
         return twin
 
     def update_module(self, module: dspy.Module) -> None:
@@ -210,49 +278,27 @@ class _Session(Calls):
         self._set_forward(replaced)
         self._options = options
 
-    # --- saving -----------------------------------------------------------------------------------
+    # --- loading ----------------------------------------------------------------------------------
 
-    def save_state(self) -> dict[str, Any]:
-        """Return the conversation and the options as a JSON-ready dict, without callables.
-
-        Raises:
-            ValueCodecError: A field holds a value of a type without written form.
-        """
-        return codec.to_wire(self.state, self._options, program_codecs(self.module))
-
-    def save(
-        self,
-        path: AnyPath,
-        save_program: bool = False,
-        modules_to_serialize: list[Any] | None = None,
-    ) -> None:
-        """Write the conversation and the options to a JSON file, whole or not at all.
-
-        The program's learned state is not in it (a user's file must not carry other people's
-        demos); `session.module.save(path)` keeps that.
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any], module: dspy.Module, /, **keywords: Any) -> Self:
+        """Return a session that goes on with what `to_dict` or `save_state` returned.
 
         Args:
-            path: The file; with `save_program`, the folder.
-            save_program: Write the session as a program, as DSPy does, without conversations and
-                without `on_turn`.
-            modules_to_serialize: As in DSPy, with `save_program`.
+            saved: The dict.
+            module: The program to go on with.
+            **keywords: As for `load_from`.
 
         Raises:
-            ValueCodecError: A field holds a value of a type without written form.
-            OSError: The file cannot be written. After either, what was there before still is.
+            FormatError: As for `load_from`.
+            ModuleTypeError: As for `load_from`.
         """
-        if save_program:
-            with _without_conversations():
-                super().save(path, save_program=True, modules_to_serialize=modules_to_serialize)
-            return
-        write_conversation(path, self.state, self._options, program_codecs(self.module))
-        if holds_learned_state(self.module):
-            warnings.warn(
-                "session.save() writes the conversation only; this program also holds learned "
-                "demos or instructions, which session.module.save(path) keeps.",
-                UserWarning,
-                stacklevel=2,
+        if not isinstance(saved, Mapping):
+            raise FormatError(
+                f"Expected a dict that to_dict() returned, not {type(saved).__name__}. Files are "
+                "loaded with Session.load_from(path, module)."
             )
+        return cls.load_from(saved, module, **keywords)
 
     @classmethod
     def load_from(
@@ -264,7 +310,7 @@ class _Session(Calls):
             source: A file that `save` wrote (or the published dspy-session 0.1), or the dict that
                 `save_state` returned.
             module: The program to go on with; its weights are not touched.
-            **keywords: As in `Session(...)`; they beat what the file says.
+            **keywords: As in `sessionify`; they beat what the file says.
 
         Raises:
             FormatError: The source is corrupt, truncated, from the future or of another kind, or
@@ -285,20 +331,6 @@ class _Session(Calls):
             state = msgspec.structs.replace(state, seed=start(messages).seed)
         return cls.from_state(state, module, **{**msgspec.structs.asdict(saved), **chosen})
 
-    def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = super().__getstate__()
-        state.pop("_locks")
-        state["_attempts"] = ()
-        if _bare.get():
-            state.update(_state=SessionState(), _on_turn=None)
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._locks = Locks()
-        if self._state.id is None:  # a saved program: every load begins a conversation of its own
-            self._state = with_id(self._state, program_run.new_id())
-
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A session on a deep copy of the program, from the same conversation on."""
         twin = memo[id(self)] = self._twin(self.state)
@@ -309,15 +341,7 @@ class _Session(Calls):
 class Session(_Session):
     """A DSPy program in a conversation; make one with `sessionify(program, ...)`.
 
-    Call it as you call the program. See `SessionOptions` for the keywords; beside those:
-
-    Args:
-        module: Any DSPy program; it is not changed.
-        initial_history: A `dspy.History` that the model sees before the first turn. It is not
-            counted among the turns and survives `reset()`.
-        on_turn: Called as `on_turn(session, turn)` after each recorded turn. An error in it is
-            logged and never breaks the call. Forks share it.
-        **options: The fields of `SessionOptions`, and `input_field_override`, an alias.
+    Call it as you call the program. What it can be given is said at `sessionify`.
 
     Raises:
         ModuleTypeError: `module` is not a `dspy.Module`.
@@ -335,58 +359,48 @@ class Session(_Session):
     """
 
 
-def sessionify(
-    module: dspy.Module,
-    *,
-    initial_history: dspy.History | None = None,
-    on_turn: OnTurn | None = None,
-    **options: Any,
-) -> Session:
+def sessionify(module: dspy.Module, **keywords: Any) -> Session:
     """Give any DSPy program a conversation.
 
     Args:
         module: Any DSPy program; it is not changed.
-        initial_history: As in `Session`.
-        on_turn: As in `Session`.
+        **keywords: See below.
+
+    Keyword Args:
+        initial_history: A `dspy.History` that the model sees before the first turn. It is not
+            counted among the turns and survives `reset()`.
+        messages: A conversation in OpenAI's chat shape to begin with, as turns; a system message
+            becomes the instructions. What is not answered yet waits, see `add_message`.
+        session_id: The session's id; None makes one.
+        instructions: What every predictor of the program is told after its own instructions, or in
+            front of them: `Instructions(text, "before")`. Or a function from the state to either.
+        data: Session data to begin with.
+        metadata: What the application notes about the session.
+        on_turn: Called as `on_turn(session, turn)` after each recorded turn. An error in it is
+            logged and never breaks the call. Forks share it.
+        hooks: What runs around each turn, see `Hooks`. Forks share them.
+        approver: Asked whether a tool that needs approval may run, see `session_tool`.
+        summarizer: The program that summarises the conversation, see `summarize`.
+        token_counter: From a text to its number of tokens; None estimates it.
+        message_fields: Which input and output a chat message's text is, as
+            `{"user": "request", "assistant": "reply"}`; None for the program's only ones.
         **options: The fields of `SessionOptions`, and `input_field_override`, an alias.
 
     Returns:
         A session: call it as you call the program, and it remembers.
 
     Raises:
-        SessionError: As `Session`.
+        ModuleTypeError: `module` is not a `dspy.Module`.
+        OptionError: An option is unknown or has a wrong value.
+        HistoryError: The program cannot take a history under `history_field`.
+        DataError: JSON cannot hold `data` or `metadata`.
+        MessageError: `messages` make no conversation.
 
     Example:
         >>> sessionify(dspy.ChainOfThought("question -> answer"), max_turns=10)
         Session(ChainOfThought, turns=0, history_field='history')
     """
-    return Session(module, initial_history=initial_history, on_turn=on_turn, **options)
-
-
-_bare = ContextVar("dspy_session_bare", default=False)
-
-
-@contextlib.contextmanager
-def _without_conversations() -> Iterator[None]:
-    """Pickle sessions, wherever they are in a program, as if nobody had said anything yet.
-
-    Hooks stay behind too: they may hold on to turns, or to what cannot be pickled.
-    """
-    token = _bare.set(True)
-    try:
-        yield
-    finally:
-        _bare.reset(token)
-
-
-def _check_hook(on_turn: Any) -> None:
-    if on_turn is not None and not callable(on_turn):
-        raise OptionError(f"on_turn must be callable, not {type(on_turn).__name__}.")
-    if inspect.iscoroutinefunction(on_turn):
-        raise OptionError(
-            "on_turn must be a plain function: an async one would never be awaited. Start a task "
-            "in it instead, for example with asyncio.get_running_loop().create_task(...)."
-        )
+    return Session(module, **keywords)
 
 
 def _settled(module: dspy.Module, options: SessionOptions) -> SessionOptions:

@@ -30,9 +30,15 @@ LAYERS = (
     "stores",  # 3
     "program",  # 4
     "locks",  # 5
+    "attached",
     "conversation",
     "branch",
+    "chatting",
+    "summarizing",
     "calls",
+    "asking",
+    "using",
+    "saving",
     "session",
     "manager",
     ROOT,  # what sits on top of a session may use the public names; nothing below may
@@ -43,7 +49,10 @@ LAYERS = (
 )
 """Lowest first, with the design's level numbers; within a level, the later uses the earlier."""
 
-KNOWS_DSPY = set("program conversation branch calls session testing integrations demo cli".split())
+KNOWS_DSPY = set(
+    "program attached conversation branch chatting summarizing calls asking using saving session "
+    "testing integrations demo cli".split()
+)
 
 CORE_STDLIB = set(
     "__future__ abc base64 bisect collections copy copyreg dataclasses datetime decimal difflib "

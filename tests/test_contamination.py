@@ -437,7 +437,7 @@ def test_X2_a_frozen_session_answers_from_where_it_was_frozen(lm: ScriptedLM) ->
     assert past(lm.prompts[-1]) == pairs("a")
     check()
     assert questions(session) == ["one", "two", "three"]
-    assert frozen.id != session.id
+    assert frozen.session_id != session.session_id
 
 
 def test_X2_copies_of_a_frozen_session_are_frozen_and_forks_are_live(lm: ScriptedLM) -> None:

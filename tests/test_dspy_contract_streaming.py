@@ -69,7 +69,7 @@ def test_an_lm_call_sends_its_tokens_to_the_stream_in_the_settings() -> None:
 
 
 def test_a_sync_call_streams_only_in_a_thread_that_a_loop_started() -> None:
-    """If this passes no more, `_reaches_loop` is needed no more."""
+    """If this passes no more, `reaches_loop` is needed no more."""
     worker_needed = pytest.raises(dspy.LMError, match="AnyIO worker thread")
     with serving(answer), dspy.context(adapter=Streaming(Sink())), worker_needed:
         dspy.Predict(QA)(question="one")

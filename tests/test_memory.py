@@ -18,7 +18,7 @@ import dspy
 import pytest
 
 from dspy_session import Session, SessionOptions, SessionState, astep, sessionify, step
-from dspy_session.program import adapter, fingerprints
+from dspy_session.program import call_signatures, fingerprints
 from dspy_session.program.frame import Draft, Frame
 from dspy_session.testing import Prompt, ScriptedLM
 from tests.optimizers import quietly, whole
@@ -183,18 +183,19 @@ def test_D23_the_frame_of_a_turn_goes_with_it(lm: ScriptedLM) -> None:
 def test_D23_programs_that_come_and_go_leave_nothing_or_little(
     lm: ScriptedLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapter, "_MOST_SIGNATURES", 10)
-    adapter._injected.clear()
+    monkeypatch.setattr(call_signatures, "_MOST_SIGNATURES", 10)
+    call_signatures._made.clear()
     gc.collect()
     digests = len(fingerprints._digests)
 
     def come_and_go(field: str) -> None:
         program = dspy.Predict(f"question, {field} -> answer")
-        step(SessionState(), program, {"question": "q", field: "x"})
+        inputs = {"question": "q", field: "x"}
+        step(SessionState(), program, inputs, instructions=f"There is {field}.")
 
     for number in range(25):
         come_and_go(f"extra_{number}")
-        assert len(adapter._injected) <= 10
+        assert len(call_signatures._made) <= 10
     gc.collect()
     assert len(fingerprints._digests) <= digests + 1
 

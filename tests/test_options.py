@@ -26,7 +26,7 @@ from dspy_session.errors import OptionError, SessionError
 
 COUNTS: list[Any] = [-1, 1.0, True, False, "3", [3], float("inf")]
 COLLECTIONS: list[Any] = ["context", 5, True, print]
-NAMES: list[Any] = [[1], {"a", 2}, b"ab", [["a"]], [{}], [None]]
+NAMES: list[Any] = [[1], {2}, b"ab", [["a"]], [{}], [None]]
 SWITCHES: list[Any] = [1, 0, None, "yes", []]
 CHOICES: list[Any] = ["sometimes", "", 5, None, [], "DEEP", True]
 

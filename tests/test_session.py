@@ -68,7 +68,7 @@ def test_D1_what_it_is_called(lm: ScriptedLM) -> None:
     assert (len(session), bool(session)) == (2, True)
     assert type(session.turns) is tuple
     assert all(type(turn) is Turn for turn in session.turns)
-    assert session.id == session.state.id != ""
+    assert session.session_id == session.state.id != ""
 
 
 def test_D1_repr_of_a_turn() -> None:
@@ -544,14 +544,14 @@ def test_D23_a_session_goes_on_from_a_state(lm: ScriptedLM) -> None:
     _, state = step(SessionState(), dspy.Predict(QA), {"question": "one"})
     session = Session.from_state(state, dspy.Predict(QA), max_turns=5)
     assert session.turns == state.turns
-    assert session.id
+    assert session.session_id
     assert session.options.max_turns == 5
     ask(session, "two")
     assert past(lm.prompts[-1]) == pairs("one")
     assert len(state) == 1
     twin = Session.from_state(session.state, dspy.Predict(QA), max_stored_turns=1)
     assert [turn.index for turn in twin.turns] == [1]
-    assert twin.id == session.id
+    assert twin.session_id == session.session_id
 
 
 def test_D21_predictors_are_found_also_when_the_program_is_compiled() -> None:

@@ -196,11 +196,11 @@ def test_D17_replace_session_begins_anew(lm: ScriptedLM) -> None:
         history_policy="replace_session", initial_history=history("old seed"), max_turns=1
     )
     ask(session, "one", "two")
-    identity = session.id
+    identity = session.session_id
     session(question="three", history=history("a", "b"))
     assert past(lm.prompts[-1]) == pairs("a", "b")
     assert [(turn.index, turn.inputs["question"]) for turn in session.turns] == [(0, "three")]
-    assert session.id == identity
+    assert session.session_id == identity
     ask(session, "four", "five")
     assert past(lm.prompts[-1]) == pairs("a", "b", "four")
     session.reset()

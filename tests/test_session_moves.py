@@ -54,7 +54,7 @@ def test_D13_branches_are_independent(lm: ScriptedLM) -> None:
     ask(trunk, "trunk")
     assert questions(trunk) == ["0", "1", "trunk"]
     assert questions(right) == ["0", "1", "right", "more"]
-    assert len({trunk.id, left.id, right.id}) == 3
+    assert len({trunk.session_id, left.session_id, right.session_id}) == 3
 
 
 def test_D13_a_fork_keeps_options_seed_hook_and_what_can_be_redone() -> None:
@@ -202,9 +202,9 @@ def test_D14_rewind_keeps_the_indices_below() -> None:
 def test_D14_reset_keeps_seed_and_id() -> None:
     session = qa_session(initial_history=history("seed"))
     ask(session, "one", "two")
-    before, kept = session.id, session.state
+    before, kept = session.session_id, session.state
     session.reset()
-    assert (session.id, session.turns, shown(session)) == (before, (), pairs("seed"))
+    assert (session.session_id, session.turns, shown(session)) == (before, (), pairs("seed"))
     ask(session, "three")
     assert session.turns[0].index == 0
     assert [turn.inputs["question"] for turn in kept.turns] == ["one", "two"]

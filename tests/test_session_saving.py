@@ -62,7 +62,7 @@ def test_D12_a_conversation_goes_on_where_it_was(tmp_path: Path, lm: ScriptedLM)
     session.save(tmp_path / "talk.json")
     restored = Session.load_from(tmp_path / "talk.json", dspy.Predict(QA))
     assert restored.state == session.state
-    assert restored.id == session.id
+    assert restored.session_id == session.session_id
     assert restored.options == session.options
     assert [turn.feedback for turn in restored.turns] == ["Fine."] * 2
     for one in (session, restored):
@@ -304,7 +304,7 @@ def test_D12_paths_of_every_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     session = qa_session()
     for path in ("talk.json", "./talk", Path("talk.session"), tmp_path / "träume.json"):
         session.save(path)
-        assert Session.load_from(path, dspy.Predict(QA)).id == session.id
+        assert Session.load_from(path, dspy.Predict(QA)).session_id == session.session_id
     assert len(names(tmp_path)) == 4
 
 
@@ -496,7 +496,7 @@ def test_D12_a_saved_program_carries_no_conversation(tmp_path: Path, lm: Scripte
     loaded = dspy.load(tmp_path / "program", allow_pickle=True)
     assert isinstance(loaded, Session)
     assert (len(loaded), loaded.options, loaded.on_turn) == (0, session.options, None)
-    assert len({loaded.id, session.id, ""}) == 3
+    assert len({loaded.session_id, session.session_id, ""}) == 3
     assert shown(loaded) == []
     ask(loaded, "one", "two")
     assert past(lm.prompts[-1]) == pairs("one")
@@ -510,7 +510,7 @@ def test_D12_pickling_keeps_the_conversation() -> None:
         session.undo(1)
         twin = load(dump(session))
         assert twin.state == session.state
-        assert (twin.id, twin.options) == (session.id, session.options)
+        assert (twin.session_id, twin.options) == (session.session_id, session.options)
         assert len(twin.redo(1)) == 1
         assert twin(question="three") == "answer to three"
         assert (len(session), len(twin)) == (1, 3)

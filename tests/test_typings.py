@@ -28,6 +28,8 @@ INSTANCES: dict[str, object] = {
     "dspy.Module": dspy.Module(),
     "dspy.Predict": dspy.Predict("question -> answer"),
     "dspy.Tool": dspy.Tool(len, args={}, arg_types={}),
+    "dspy.ToolCallResults": dspy.ToolCallResults.model_validate([]),
+    "dspy.ToolCalls": dspy.ToolCalls.model_validate([]),
     "dspy.streaming.StatusMessage": StatusMessage("Calling tool search..."),
     "dspy.utils.usage_tracker.UsageTracker": UsageTracker(),
 }

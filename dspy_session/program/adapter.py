@@ -25,14 +25,14 @@ import dspy
 import msgspec
 
 from dspy_session.core.window import View, Window
-from dspy_session.program.fingerprints import SignatureStamp, signature_stamp
+from dspy_session.program.call_signatures import with_history, with_instructions
 from dspy_session.program.frame import current_frame, owning_frame
 from dspy_session.program.listening import listening
 from dspy_session.program.markers import marked_text
 from dspy_session.program.own_history import added_messages, is_begun
 from dspy_session.program.rendering import rendering_adapter, tells_history
 from dspy_session.program.slot import declared_history
-from dspy_session.program.transcripts import TRANSCRIPT, told_demos, transcript
+from dspy_session.program.transcripts import told_demos, transcript
 from dspy_session.program.window_history import WindowHistory, only_output, window_history
 
 __all__ = ["ConversationAdapter", "wrap_adapter"]
@@ -164,7 +164,10 @@ def _plan(inner: dspy.Adapter, call: _Call) -> _Call:
     _apply_settings(caller, call)
     if frame is None:
         return call
+    if frame.draft.failure is not None:
+        raise frame.draft.failure  # the turn is over, though its agent does not know it
     call.adapter = rendering_adapter(inner)
+    call.signature = with_instructions(call.signature, frame.instructions)
     options = frame.options
     declared = declared_history(
         call.signature, options.history_field, options.strict_history_annotation
@@ -195,7 +198,7 @@ def _plan(inner: dspy.Adapter, call: _Call) -> _Call:
         supplied.added, supplied.as_text = list(added), not as_pairs
     else:
         supplied = transcript(frame.window, added)
-    call.signature = _with_history(call.signature, field, declared is not None, as_messages)
+    call.signature = with_history(call.signature, field, declared is not None, as_messages)
     call.inputs = {**call.inputs, field: supplied}
     return call
 
@@ -258,58 +261,3 @@ def _shown(shape: Shape, view: View) -> tuple[list[str], list[str]]:
         [n for n in inputs if n not in view.exclude and (view.inputs is None or n in view.inputs)],
         [n for n in outputs if n not in view.exclude],
     )
-
-
-# --- signatures with a history field --------------------------------------------------------------
-
-
-class _Injected(msgspec.Struct):
-    stamp: SignatureStamp
-    signature: type[dspy.Signature]
-
-
-_injected: dict[Any, _Injected] = {}
-_MOST_SIGNATURES: Final = 256
-
-
-def _with_history(
-    signature: type[dspy.Signature], field: str, declared: bool, as_pairs: bool
-) -> type[dspy.Signature]:
-    """Return the signature of one call: with a History field, or with the transcript as text.
-
-    Making one takes DSPy about 0.3 ms, so they are kept, for as long as the signature's
-    instructions and fields stay what they were (optimizers change them in place).
-    """
-    if as_pairs and declared and signature.input_fields[field].annotation == dspy.History:
-        return signature
-    key, stamp = (signature, field, as_pairs), signature_stamp(signature)
-    known = _injected.get(key)
-    if known is not None and known.stamp == stamp:
-        return known.signature
-    if as_pairs and not declared:
-        made = signature.append(field, dspy.InputField(), dspy.History)
-        _remember_original(made, field, signature)
-    elif as_pairs:
-        made = signature.with_updated_fields(field, type_=dspy.History)
-    else:
-        made = signature.delete(field).prepend(field, dspy.InputField(desc=TRANSCRIPT), str)
-    if len(_injected) >= _MOST_SIGNATURES:
-        _injected.clear()
-    _injected[key] = _Injected(stamp, made)
-    return made
-
-
-def _remember_original(
-    made: type[dspy.Signature], field: str, original: type[dspy.Signature]
-) -> None:
-    """Let `made.delete(field)`, which DSPy asks for in every call, answer with the original class.
-
-    DSPy would make the same signature anew each time, at a third of the cost of a short call.
-    """
-
-    def delete(name: str) -> type[dspy.Signature]:
-        own: Any = dspy.Signature.delete
-        shorter: type[dspy.Signature] = original if name == field else own.__func__(made, name)
-        return shorter
-
-    type.__setattr__(made, "delete", staticmethod(delete))

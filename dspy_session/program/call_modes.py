@@ -1,15 +1,22 @@
-"""How a program is called and how it is awaited: not every program has both ways."""
+"""How a program is called and awaited, and how sync and async code wait for each other."""
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
+import inspect
+import threading
 from collections.abc import Awaitable, Callable
-from typing import Any
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
 import dspy
 
 from dspy_session.errors import CallError
 
-__all__ = ["async_call", "sync_call"]
+__all__ = ["async_call", "in_thread", "sync_call", "waited"]
+
+_Result = TypeVar("_Result")
 
 
 def async_call(program: dspy.Module) -> Callable[..., Awaitable[Any]]:
@@ -42,6 +49,63 @@ def sync_call(program: dspy.Module) -> Callable[..., Any]:
             "a forward: dspy.syncify(program)."
         )
     return program
+
+
+def waited(came: Any) -> Any:
+    """Return what came, or what becomes of it if it is to be awaited, to code that cannot await.
+
+    Args:
+        came: Anything. What is to be awaited runs in an event loop of its own, in this context: in
+            this thread, or if a loop runs in it already, in another one.
+    """
+    if not inspect.isawaitable(came):
+        return came
+
+    async def awaited() -> Any:
+        return await came
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(awaited())
+    return _ended(_started(lambda: asyncio.run(awaited())).result())
+
+
+async def in_thread(function: Callable[[], _Result]) -> _Result:
+    """Await a sync function, in this context and in a thread of its own.
+
+    Any shared pool may be full of what waits here, and then what is waited for could not begin.
+
+    Args:
+        function: What to call.
+    """
+    result: _Result = _ended(await asyncio.wrap_future(_started(function)))
+    return result
+
+
+def _started(function: Callable[[], _Result]) -> Future[tuple[Any, BaseException | None]]:
+    """Begin to run a function in a thread. No future takes a StopIteration: errors are values."""
+    future: Future[tuple[Any, BaseException | None]] = Future()
+    context = contextvars.copy_context()
+
+    def run() -> None:
+        ended: tuple[Any, BaseException | None]
+        try:
+            ended = context.run(function), None
+        except BaseException as error:  # noqa: BLE001  # raised again where it is waited for
+            ended = None, error
+        if future.set_running_or_notify_cancel():  # else nobody waits any more
+            future.set_result(ended)
+
+    threading.Thread(target=run, name="dspy-session hook", daemon=True).start()
+    return future
+
+
+def _ended(ended: tuple[Any, BaseException | None]) -> Any:
+    result, error = ended
+    if error is not None:
+        raise error
+    return result
 
 
 def _awaits(program: dspy.Module) -> bool:

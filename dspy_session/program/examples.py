@@ -7,10 +7,11 @@ import logging
 import math
 import numbers
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any, Final, NamedTuple
 
 import dspy
+import msgspec
 
 from dspy_session.core.options import OnMetricError, SessionOptions
 from dspy_session.core.state import SessionState
@@ -44,22 +45,33 @@ class Verdict(NamedTuple):
     feedback: str | None = None
 
 
-def example_of(turn: Turn, history_field: str | None) -> dspy.Example:
+def example_of(
+    turn: Turn, history_field: str | None, redacted: Set[str] = frozenset()
+) -> dspy.Example:
     """Return a turn as a training example.
 
     Args:
         turn: The turn.
         history_field: The name under which the example holds what the call saw; None leaves it out.
+        redacted: Fields that are left out, of the turn and of what it saw.
 
     Returns:
         An example of the turn's inputs and outputs, marked with `with_inputs`.
     """
     inputs, outputs = turn.inputs, turn.outputs
+    window = turn.window
+    if redacted:
+        inputs, outputs = (
+            {name: value for name, value in fields.items() if name not in redacted}
+            for fields in (inputs, outputs)
+        )
+        view = msgspec.structs.replace(window.view, exclude=window.view.exclude | redacted)
+        window = msgspec.structs.replace(window, view=view)
     example = dspy.Example()
     for name, value in {**inputs, **outputs}.items():
         example[name] = value
     if history_field is not None:
-        example[history_field] = turn.history_snapshot
+        example[history_field] = window.history()
         return example.with_inputs(*inputs, history_field)
     return example.with_inputs(*inputs)
 
@@ -133,7 +145,7 @@ def examples_of(
     for turn in state:
         good = min_score is None or (turn.score is not None and turn.score >= min_score)
         if good and (_has_outputs(turn) or not require_outputs):
-            examples.append(example_of(turn, field))
+            examples.append(example_of(turn, field, options.redact_fields))
         elif strict_trajectory:
             break
     return examples

@@ -8,17 +8,22 @@ turn gathers in its Draft and is folded in whole when the turn ends, or not at a
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 import dspy
 import msgspec
+from dspy.utils.callback import ACTIVE_CALL_ID
 from dspy.utils.usage_tracker import UsageTracker
 
+from dspy_session.core.data import EMPTY_DATA
 from dspy_session.core.options import Scope, SessionOptions
+from dspy_session.core.profile import Instructions
 from dspy_session.core.window import Window
 from dspy_session.program.anatomy import owned_predictors, predictors
 from dspy_session.program.nested import Nestable, NestedStates
+from dspy_session.program.tool_calls import ToolCall
+from dspy_session.program.turn_data import TurnData
 
 __all__ = [
     "FRAME_KEY",
@@ -42,23 +47,34 @@ class Draft(UsageTracker):
     head of `settings.caller_modules` it receives the log entry of every LM call, and takes the cost
     from it; the entry itself is not kept. `partial` is for a streaming driver: the text of output
     fields that has arrived so far; `beside` holds what agents left beside their outputs, by name,
-    and `begun` the histories that they began for themselves.
+    and `begun` the histories that they began for themselves. `tool_calls` are those that have
+    ended, in that order, if somebody wants to know; `pending_tools` are those that wait for an
+    approval, as dicts of `id`, `name` and `arguments`. `failure` is what the turn ends with, though
+    an agent took it for a failure of its tool.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.cost: float | None = None
+        self.sent = 0
         self.entered = False
         self.partial: dict[str, str] = {}
         self.beside: dict[str, list[Any]] = {}
         self.begun: list[dspy.History] = []
+        self.tool_calls: list[ToolCall] = []
+        self.pending_tools: list[dict[str, Any]] = []
+        self.unrun: set[str | None] = set()  # DSPy's ids of the calls that waited instead
+        self.failure: Exception | None = None
+        self._spent: set[str] = set()
         self.owned: dict[str, tuple[dspy.Predict, ...]] = {}
-        self.history = _CostLog(self)
+        self.history = _CallLog(self)
+        self._logged = self._counted = 0
         self._mutex = threading.Lock()
 
     def add_usage(self, lm: str, usage_entry: dict[str, Any]) -> None:
         """Count the tokens of one LM call, from any thread."""
         with self._mutex:
+            self._counted += 1
             super().add_usage(lm, usage_entry)
 
     def get_total_tokens(self) -> dict[str, dict[str, Any]]:
@@ -67,23 +83,75 @@ class Draft(UsageTracker):
             total: dict[str, dict[str, Any]] = super().get_total_tokens()
             return total
 
-    def add_cost(self, cost: float) -> None:
-        """Count the cost of one LM call in US dollars, from any thread."""
+    @property
+    def lm_calls(self) -> int:
+        """How many LM calls there were so far.
+
+        DSPy's log has each of them. Where that is off (`disable_history`), those that counted
+        tokens are known: here, or in a tracker of the program's own, which adds to these.
+        """
         with self._mutex:
-            self.cost = (self.cost or 0.0) + cost
+            return max(self._logged, self._counted, sum(map(len, self.usage_data.values())))
+
+    def add_call(self, entry: Mapping[str, Any]) -> None:
+        """Count the log entry of one LM call, from any thread."""
+        with self._mutex:
+            self._logged += 1
+            if not entry.get("usage"):
+                return  # a cached answer carries the cost of the call that once made it
+            self.sent += _characters(entry)
+            if entry.get("cost") is not None:
+                self.cost = (self.cost or 0.0) + entry["cost"]
+
+    def spend(self, approval: str) -> bool:
+        """Use an approval, which counts for one call; False if it was used."""
+        with self._mutex:
+            unused = approval not in self._spent
+            self._spent.add(approval)
+        return unused
+
+    def wait_for(self, call: dict[str, Any]) -> None:
+        """Note that a call of a tool waits for approval."""
+        with self._mutex:
+            self.unrun.add(ACTIVE_CALL_ID.get())
+            if call not in self.pending_tools:
+                self.pending_tools.append(call)
+
+    def settle(self, id: str) -> None:
+        """Note that a call which perhaps waited for approval has it."""
+        with self._mutex:
+            self.pending_tools = [call for call in self.pending_tools if call["id"] != id]
+
+    def fail(self, error: Exception) -> None:
+        """Let the turn end with an error, unless it does so already."""
+        with self._mutex:
+            self.failure = self.failure or error
 
     def hand_up(self, parent: UsageTracker | None) -> None:
         """Add what was counted to the tracker around the turn, as `dspy.track_usage` does."""
         if parent is not None:
-            for model, entries in self.usage_data.items():
-                parent.usage_data[model].extend(entries)
+            with self._mutex:
+                for model, entries in self.usage_data.items():
+                    parent.usage_data[model].extend(entries)
+
+    @classmethod
+    def sum_of(cls, drafts: Iterable[Draft]) -> Draft:
+        """Return what was counted in several runs of one turn, all together."""
+        total = cls()
+        for draft in drafts:
+            draft.hand_up(total)
+            total._logged += draft.lm_calls
+            total.sent += draft.sent
+            if draft.cost is not None:
+                total.cost = (total.cost or 0.0) + draft.cost
+        return total
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Draft:
         return self
 
 
-class _CostLog:
-    """Stands where DSPy expects a module's list of LM calls; keeps only what they cost."""
+class _CallLog:
+    """Stands where DSPy expects a module's list of LM calls; keeps only what is counted of them."""
 
     def __init__(self, draft: Draft) -> None:
         self._draft = draft
@@ -92,9 +160,19 @@ class _CostLog:
         return 0
 
     def append(self, entry: Mapping[str, Any]) -> None:
-        # A cached answer carries the cost of the call that once made it, but no usage.
-        if entry.get("usage") and entry.get("cost") is not None:
-            self._draft.add_cost(entry["cost"])
+        self._draft.add_call(entry)
+
+
+def _characters(entry: Mapping[str, Any]) -> int:
+    """How many characters the prompt of a logged LM call has; images and the like have none."""
+    sent = len(entry.get("prompt") or "")
+    for message in entry.get("messages") or ():
+        content = message.get("content")
+        if isinstance(content, str):
+            sent += len(content)
+        elif content:
+            sent += sum(len(part.get("text") or "") for part in content if isinstance(part, dict))
+    return sent
 
 
 class Frame(msgspec.Struct, frozen=True, eq=False):
@@ -114,6 +192,11 @@ class Frame(msgspec.Struct, frozen=True, eq=False):
         config: LM settings for every call of this turn.
         trial: Whether an evaluator, an optimizer or a frozen session asks: nothing of it is kept.
         parent: The turn around this one, if any.
+        data: The session data, as tools and the program read and write it.
+        instructions: What every predictor of the program is told; None for nothing.
+        request: What else came with the call, read-only.
+        approver: Says whether a tool that needs approval may run; None if nobody was named.
+        approvals: The calls of such tools that were approved beforehand.
     """
 
     program: dspy.Module
@@ -129,6 +212,11 @@ class Frame(msgspec.Struct, frozen=True, eq=False):
     config: Mapping[str, Any] = {}
     trial: bool = False
     parent: Frame | None = None
+    data: TurnData = msgspec.field(default_factory=lambda: TurnData(EMPTY_DATA))
+    instructions: Instructions | None = None
+    request: Mapping[str, Any] = EMPTY_DATA
+    approver: Callable[..., Any] | None = None
+    approvals: frozenset[str] = frozenset()
 
     def owned(self, caller: Any) -> tuple[dspy.Predict, ...]:
         """Return the program's predictors that `caller` is, or is a copy of; none for others.

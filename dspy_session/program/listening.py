@@ -29,7 +29,7 @@ from dspy_session.program.events import StatusEvent, TextEvent
 from dspy_session.program.field_text import reader_for
 from dspy_session.program.frame import Draft
 
-__all__ = ["Choice", "GivenUpError", "Listener", "choose", "listening"]
+__all__ = ["Choice", "GivenUpError", "Listener", "choose", "listening", "reaches_loop"]
 
 _LISTENER_KEY: Final = "dspy_session_listener"
 
@@ -161,7 +161,7 @@ def listening(adapter: Any, sync: bool) -> Iterator[Callable[[Answers], object]]
     listener.check()
     heard = listener.choice.get(id(caller))
     ear = None if heard is None else _Ear(listener, *heard, adapter, caller)
-    streams = not sync or _reaches_loop()
+    streams = not sync or reaches_loop()
     with dspy.context(send_stream=ear if streams else None):
         yield _not_heard if ear is None else ear.end
 
@@ -175,8 +175,8 @@ def _not_heard(answers: Answers) -> None:
     """Of a call that nobody listens to."""
 
 
-def _reaches_loop() -> bool:
-    """Whether DSPy can stream in this thread: only in those that were started from a loop."""
+def reaches_loop() -> bool:
+    """Whether this thread was started from an event loop: only in such threads DSPy can stream."""
     from anyio import from_thread  # noqa: PLC0415  # not before something is streamed, as in DSPy
 
     try:

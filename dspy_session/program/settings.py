@@ -1,4 +1,4 @@
-"""What one call brings beside its inputs: an LM, LM settings, a request id.
+"""What one call brings beside its inputs: an LM, LM settings, session data, a request.
 
 They hold for the whole turn: for every LM call of the program, also where its `forward` has no
 parameter to pass them on.
@@ -6,13 +6,14 @@ parameter to pass them on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
 import dspy
 import msgspec
 from dspy.streaming import StatusMessageProvider
 
+from dspy_session.core.data import Data, as_data
 from dspy_session.errors import CallError
 from dspy_session.program.slot import takes_input
 
@@ -29,6 +30,10 @@ class CallSettings(msgspec.Struct, frozen=True, kw_only=True):
         request_id: The caller's name for this request; it is kept on the turn.
         stream_fields: Which output fields a stream hears of; None for all that are text.
         status_messages: Words a stream's status messages; None for DSPy's own.
+        data: Session data that the call brings, in the place of what there is; None for that.
+        request: What else came with the call, for hooks, tools and programs to read; None for
+            nothing.
+        approvals: The ids of tool calls that were approved beforehand; None for none.
     """
 
     lm: Any = None
@@ -36,6 +41,9 @@ class CallSettings(msgspec.Struct, frozen=True, kw_only=True):
     request_id: str | None = None
     stream_fields: tuple[str, ...] | None = None
     status_messages: StatusMessageProvider | None = None
+    data: Data | None = None
+    request: Data | None = None
+    approvals: frozenset[str] | None = None
 
     def updated(self, other: CallSettings) -> CallSettings:
         """Return these settings with what `other` sets beside or instead of them."""
@@ -54,6 +62,9 @@ def call_settings(
     request_id: str | None = None,
     stream_fields: Sequence[str] | None = None,
     status_messages: StatusMessageProvider | None = None,
+    data: Mapping[str, Any] | None = None,
+    request: Mapping[str, Any] | None = None,
+    approvals: Collection[str] = (),
 ) -> CallSettings:
     """Return checked settings.
 
@@ -63,9 +74,13 @@ def call_settings(
         request_id: See `CallSettings`.
         stream_fields: See `CallSettings`.
         status_messages: See `CallSettings`.
+        data: See `CallSettings`.
+        request: See `CallSettings`; JSON values by key.
+        approvals: See `CallSettings`.
 
     Raises:
         CallError: A setting is of a type that it cannot have.
+        DataError: JSON cannot hold `data` or `request`.
     """
     if not (lm is None or isinstance(lm, dspy.BaseLM) or hasattr(lm, "supports_decision_requests")):
         raise CallError(
@@ -91,12 +106,21 @@ def call_settings(
             "status_messages= must be a dspy.streaming.StatusMessageProvider, "
             f"not {type(status_messages).__name__}."
         )
+    ids = isinstance(approvals, Collection) and not isinstance(approvals, str)
+    if not ids or not all(isinstance(id, str) for id in approvals):
+        raise CallError(
+            "approvals= must be a list of the ids of tool calls, as pending_tool_calls has them, "
+            f"not {approvals!r}."
+        )
     return CallSettings(
         lm=lm,
         config=dict(config or {}),
         request_id=request_id,
         stream_fields=stream_fields,
         status_messages=status_messages,
+        data=None if data is None else as_data(data),
+        request=None if request is None else as_data(request),
+        approvals=frozenset(approvals) or None,
     )
 
 

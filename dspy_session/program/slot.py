@@ -24,6 +24,7 @@ from dspy_session.program.anatomy import (
     predictors,
     walk,
 )
+from dspy_session.program.tools import refuse_misplaced_tools
 
 __all__ = [
     "HistorySlot",
@@ -118,6 +119,7 @@ def refuse_conflicts(program: dspy.Module, options: SessionOptions) -> None:
         HistoryError: An output has that name; or, with `strict_history_annotation`, an input or a
             parameter of `forward` has it and is not annotated exactly `dspy.History`. Or DSPy keeps
             a part of the program where no history reaches it.
+        ToolError: As from `refuse_misplaced_tools`.
     """
     _refuse_unreachable(program, options)
     name = options.history_field
@@ -147,8 +149,9 @@ def refuse_conflicts(program: dspy.Module, options: SessionOptions) -> None:
 
 
 def _refuse_unreachable(program: dspy.Module, options: SessionOptions) -> None:
-    """Raise if DSPy keeps a part of the program where no history reaches it."""
+    """Raise if DSPy keeps a part of the program where no history or no session data reaches it."""
     for path, module in walk(program):
+        refuse_misplaced_tools(path, module)
         if not isinstance(module, _INTERPRETED):
             continue
         what = f"{type(module).__name__} {path!r}"

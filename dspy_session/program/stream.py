@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Mapping, Sequence
 from typing import Any
 
 import dspy
@@ -13,8 +13,10 @@ from dspy_session.core.options import SessionOptions
 from dspy_session.core.state import SessionState
 from dspy_session.program.call_modes import async_call, sync_call
 from dspy_session.program.events import StreamEvent
+from dspy_session.program.hooks import Hooks
 from dspy_session.program.listening import choose
-from dspy_session.program.run import checked, committed
+from dspy_session.program.one_turn import checked
+from dspy_session.program.run import Flow, Told, committed
 from dspy_session.program.settings import CallSettings, call_settings
 from dspy_session.program.streaming import Streaming, astreamed, streamed
 
@@ -29,6 +31,12 @@ def stream_step(
     *,
     lm: dspy.BaseLM | None = None,
     config: Mapping[str, Any] | None = None,
+    data: Mapping[str, Any] | None = None,
+    request: Mapping[str, Any] | None = None,
+    approvals: Collection[str] = (),
+    instructions: Told = None,
+    hooks: Hooks | None = None,
+    approver: Callable[..., Any] | None = None,
     stream_fields: Sequence[str] | None = None,
     status_messages: StatusMessageProvider | None = None,
 ) -> Generator[StreamEvent, None, None]:
@@ -41,6 +49,12 @@ def stream_step(
         options: As in `step`.
         lm: As in `step`.
         config: As in `step`.
+        data: As in `step`.
+        request: As in `step`.
+        approvals: As in `step`.
+        instructions: As in `step`.
+        hooks: As in `step`.
+        approver: As in `step`.
         stream_fields: Which output fields to hear of: `answer`, or `extract.predict.answer` with
             the predictor's path; None for all of type `str` and `dspy.Reasoning`.
         status_messages: Words the status messages; None for DSPy's own.
@@ -50,7 +64,8 @@ def stream_step(
 
     Raises:
         SessionError: As `step`; also an unknown field in `stream_fields`.
-        Exception: Whatever the program raises. The state is as it was.
+        TurnRefusedError: A hook refused the turn.
+        Exception: Whatever the program or a hook raises. The state is as it was.
 
     Example:
         >>> from dspy_session.testing import scripted_lm
@@ -61,9 +76,16 @@ def stream_step(
         ('Hello.', 1)
     """
     settings = call_settings(
-        lm=lm, config=config, stream_fields=stream_fields, status_messages=status_messages
+        lm=lm,
+        config=config,
+        data=data,
+        request=request,
+        approvals=approvals,
+        stream_fields=stream_fields,
+        status_messages=status_messages,
     )
-    plan = _plain(state, module, inputs, options, settings, sync_call)
+    flow = checked(state, module, inputs, options, settings, instructions, hooks, approver)
+    plan = _plain(state, module, flow, settings, sync_call(module))
     return streamed(plan, contextlib.nullcontext)
 
 
@@ -75,6 +97,12 @@ def astream_step(
     *,
     lm: dspy.BaseLM | None = None,
     config: Mapping[str, Any] | None = None,
+    data: Mapping[str, Any] | None = None,
+    request: Mapping[str, Any] | None = None,
+    approvals: Collection[str] = (),
+    instructions: Told = None,
+    hooks: Hooks | None = None,
+    approver: Callable[..., Any] | None = None,
     stream_fields: Sequence[str] | None = None,
     status_messages: StatusMessageProvider | None = None,
 ) -> AsyncGenerator[StreamEvent, None]:
@@ -87,6 +115,12 @@ def astream_step(
         options: As in `step`.
         lm: As in `step`.
         config: As in `step`.
+        data: As in `step`.
+        request: As in `step`.
+        approvals: As in `step`.
+        instructions: As in `step`.
+        hooks: As in `step`.
+        approver: As in `step`.
         stream_fields: As in `stream_step`.
         status_messages: As in `stream_step`.
 
@@ -95,28 +129,34 @@ def astream_step(
 
     Raises:
         SessionError: As `stream_step`.
+        TurnRefusedError: As `stream_step`.
         Exception: As `stream_step`; also `asyncio.CancelledError`. The state is as it was.
     """
     settings = call_settings(
-        lm=lm, config=config, stream_fields=stream_fields, status_messages=status_messages
+        lm=lm,
+        config=config,
+        data=data,
+        request=request,
+        approvals=approvals,
+        stream_fields=stream_fields,
+        status_messages=status_messages,
     )
-    plan = _plain(state, module, inputs, options, settings, async_call)
+    flow = checked(state, module, inputs, options, settings, instructions, hooks, approver)
+    plan = _plain(state, module, flow, settings, async_call(module))
     return astreamed(plan, contextlib.nullcontext)
 
 
 def _plain(
     state: SessionState,
     module: dspy.Module,
-    inputs: Mapping[str, Any],
-    options: SessionOptions | None,
+    flow: Flow,
     settings: CallSettings,
-    call: Callable[[dspy.Module], Callable[..., Any]],
+    call: Callable[..., Any],
 ) -> Streaming:
     """A turn of no session."""
-    flow = checked(state, module, inputs, options, settings)
     return Streaming(
         begin=lambda: flow,
-        call=call(module),
+        call=call,
         commit=lambda outcome: committed(state, outcome),
         announce=lambda turn, outcome: None if turn is None else outcome.nested.announce(),
         choice=choose(module, settings.stream_fields),

@@ -238,34 +238,40 @@ class _Work:
 
 
 class _InThread:
-    """Awaits a sync program, in a thread from which DSPy can send tokens to this event loop."""
+    """Awaits a sync program, in a thread from which DSPy can send tokens to this event loop.
+
+    Middleware may call it more than once.
+    """
 
     def __init__(self, call: Callable[..., Any]) -> None:
         self._call = call
-        self._done: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._calls: list[concurrent.futures.Future[None]] = []
 
     async def __call__(self, **arguments: Any) -> Any:
         import anyio  # noqa: PLC0415  # not before something is streamed, as in DSPy
 
+        done: concurrent.futures.Future[None] = concurrent.futures.Future()
+        self._calls.append(done)
         # A limiter of its own: DSPy's is shared by event loops, between which it wakes nobody.
         return await anyio.to_thread.run_sync(
-            functools.partial(self._run, arguments),
+            functools.partial(self._run, arguments, done),
             abandon_on_cancel=True,
             limiter=anyio.CapacityLimiter(1),
         )
 
-    def _run(self, arguments: dict[str, Any]) -> Any:
-        if not self._done.set_running_or_notify_cancel():
+    def _run(self, arguments: dict[str, Any], done: concurrent.futures.Future[None]) -> Any:
+        if not done.set_running_or_notify_cancel():
             return None
         try:
             return self._call(**arguments)
         finally:
-            self._done.set_result(None)
+            done.set_result(None)
 
     async def over(self) -> None:
-        """Wait until the thread is done: one that meets a closing loop could hang for ever."""
-        if not self._done.cancel():
-            await asyncio.wrap_future(self._done)
+        """Wait until the threads are done: one that meets a closing loop could hang for ever."""
+        for done in self._calls:
+            if not done.cancel():
+                await asyncio.wrap_future(done)
 
 
 def _as_prediction(returned: Any) -> dspy.Prediction:

@@ -85,13 +85,25 @@ class File(Type):
 Code: Any  # a class whose brackets take a language
 
 class ToolCalls(Type):
-    class ToolCall(Type): ...
+    class ToolCall(Type):
+        id: str | None
+        name: str
+        args: dict[str, Any]
+
+    tool_calls: list[ToolCall]
+    tool_call_results: ToolCallResults | None
 
 class ToolCallResults(BaseModel):
-    class ToolCallResult(BaseModel): ...
+    class ToolCallResult(BaseModel):
+        value: Any
+
+    tool_call_results: list[ToolCallResult]
 
 class Tool(Type):
     func: Callable[..., Any]
+    name: str | None
+    desc: str | None
+    args: dict[str, Any] | None
     arg_types: dict[str, Any] | None
     def __init__(
         self,
@@ -103,6 +115,7 @@ class Tool(Type):
         arg_desc: dict[str, str] | None = None,
     ) -> None: ...
     def __call__(self, **kwargs: Any) -> Any: ...
+    async def acall(self, **kwargs: Any) -> Any: ...
 
 class Reasoning(Type): ...
 
