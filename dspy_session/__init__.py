@@ -58,7 +58,9 @@ if _TYPE_CHECKING:
     from dspy_session.program.tool_calls import ToolCall
     from dspy_session.program.tools import session_tool
     from dspy_session.program.types import program_codecs
+    from dspy_session.protocol import arespond, respond
     from dspy_session.session import Session, sessionify
+    from dspy_session.templates import SessionTemplate
 
 _HOMES = {
     "AfterTurn": "program",
@@ -89,6 +91,7 @@ _HOMES = {
     "SessionError": "errors",
     "SessionOptions": "core.options",
     "SessionState": "core.state",
+    "SessionTemplate": "templates",
     "StatusEvent": "program",
     "StreamEvent": "program",
     "SummarizeConversation": "program",
@@ -101,6 +104,7 @@ _HOMES = {
     "TurnRefusedError": "errors",
     "ValueCodec": "core.values",
     "ValueCodecError": "errors",
+    "arespond": "protocol",
     "astep": "program",
     "astream_step": "program",
     "asummarize_state": "program",
@@ -112,6 +116,7 @@ _HOMES = {
     "from_sharegpt": "core.chat_formats",
     "program_codecs": "program",
     "register_value_codec": "core.values",
+    "respond": "protocol",
     "session_tool": "program",
     "sessionify": "session",
     "step": "program",
@@ -152,6 +157,7 @@ __all__ = [
     "SessionError",
     "SessionOptions",
     "SessionState",
+    "SessionTemplate",
     "StatusEvent",
     "StreamEvent",
     "SummarizeConversation",
@@ -164,6 +170,7 @@ __all__ = [
     "TurnRefusedError",
     "ValueCodec",
     "ValueCodecError",
+    "arespond",
     "astep",
     "astream_step",
     "asummarize_state",
@@ -175,6 +182,7 @@ __all__ = [
     "from_sharegpt",
     "program_codecs",
     "register_value_codec",
+    "respond",
     "session_tool",
     "sessionify",
     "step",

@@ -30,6 +30,9 @@ LAYERS = (
     "stores",  # 3
     "program",  # 4
     "locks",  # 5
+    "signing",
+    "payload",
+    "protocol",
     "attached",
     "conversation",
     "branch",
@@ -40,6 +43,7 @@ LAYERS = (
     "using",
     "saving",
     "session",
+    "templates",
     "manager",
     ROOT,  # what sits on top of a session may use the public names; nothing below may
     "testing",  # 6
@@ -51,7 +55,7 @@ LAYERS = (
 
 KNOWS_DSPY = set(
     "program attached conversation branch chatting summarizing calls asking using saving session "
-    "testing integrations demo cli".split()
+    "protocol templates testing integrations demo cli".split()
 )
 
 CORE_STDLIB = set(
