@@ -19,6 +19,7 @@ from dspy_session import Session, sessionify
 from dspy_session.testing import in_requested_format
 from tests.loopback import Body, LoopbackServer, Received
 from tests.test_real_conversations import CONVERSATIONS, DATA
+from tests.uncollected import uncollected
 
 pytestmark = pytest.mark.skipif(
     not CONVERSATIONS.is_file(),
@@ -132,7 +133,7 @@ def runs() -> list[Run]:
         return Run(recorded, session, made_by_turn, [])
 
     with LoopbackServer(reply) as server:
-        with ThreadPoolExecutor(max_workers=4) as threads:
+        with uncollected(), ThreadPoolExecutor(max_workers=4) as threads:
             finished = dict(zip(recordings, threads.map(talk, recordings), strict=True))
         received = server.by_model()
     for name, run in finished.items():

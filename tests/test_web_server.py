@@ -32,6 +32,7 @@ from dspy_session import (
 )
 from dspy_session.testing import Prompt, ScriptedLM, requested_fields
 from tests.talk import asked
+from tests.uncollected import uncollected
 
 CONVERSATIONS = 200
 TURNS = 3
@@ -107,7 +108,7 @@ def everybody(port: int, talk: Callable[[Client, int], None]) -> None:
         finally:
             client.close()
 
-    with ThreadPoolExecutor(CONVERSATIONS) as visitors:
+    with uncollected(), ThreadPoolExecutor(CONVERSATIONS) as visitors:
         list(visitors.map(visit, range(CONVERSATIONS)))
 
 
