@@ -17,31 +17,20 @@ is imported or evaluated.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final, Literal
 
 import msgspec
 
 from dspy_session.core import flat, tables
-from dspy_session.core.data import as_data
 from dspy_session.core.options import SessionOptions, make_options
-from dspy_session.core.profile import NO_PROFILE, Instructions, Place, Profile
-from dspy_session.core.state import SessionState, checked_id
-from dspy_session.core.turn import Run
-from dspy_session.core.values import REGISTERED, ValueCodecs, from_plain, to_plain
-from dspy_session.core.window import Exchange, View
+from dspy_session.core.state import SessionState
+from dspy_session.core.values import REGISTERED, ValueCodecs
 from dspy_session.errors import FormatError, OptionError, ValueCodecError
 from dspy_session.published import from_published, read_published
+from dspy_session.rows import from_rows, to_rows
 from dspy_session.wire import (
     Wire,
-    WireBeside,
-    WireConversation,
-    WireExchange,
-    WireProfile,
-    WireRun,
-    WireState,
-    WireTurn,
-    WireView,
 )
 
 __all__ = ["VERSION", "decode", "encode", "from_wire", "to_wire"]
@@ -87,37 +76,11 @@ def _wire(
 ) -> Wire:
     if not private:
         packed = tables.shared(packed, options.private_data, options.redact_fields)
-    own = 0  # the exchanges of turns are numbered as they appear
-    turns = []
-    for number, turn in enumerate(packed.turns):
-        exchange = packed.exchanges[own] if turn.exchange == own else None
-        own += exchange is not None
-        where = _where(number, turn.index, packed.states)
-        turns.append(_turn_to_wire(turn, exchange, where, codecs))
     return Wire(
         kind="dspy-session",
         version=VERSION,
         options=_options_to_wire(options),
-        conversation=WireConversation(
-            turns=turns,
-            others=[
-                _exchange_to_wire(exchange, "a replaced or undone turn", codecs)
-                for exchange in packed.exchanges[own:]
-            ],
-            seeds=[
-                [_exchange_to_wire(e, f"message {n} of a seed", codecs) for n, e in enumerate(seed)]
-                for seed in packed.seeds
-            ],
-            views=[
-                WireView(
-                    sorted(v.exclude), None if v.inputs is None else sorted(v.inputs), v.details
-                )
-                for v in packed.views
-            ],
-            paths=packed.paths,
-            besides=[_beside_to_wire(beside) for beside in packed.besides],
-            states=[_state_to_wire(state) for state in packed.states],
-        ),
+        conversation=to_rows(packed, codecs),
     )
 
 
@@ -155,7 +118,7 @@ def from_wire(
         if version in (1, 2):
             return from_published(data)
         wire = msgspec.convert(data, Wire)
-        return _state_from_wire(wire.conversation, codecs), make_options(wire.options)
+        return flat.unpack(from_rows(wire.conversation, codecs)), make_options(wire.options)
     except FormatError:
         raise
     except (msgspec.ValidationError, LookupError, ValueError, TypeError, RecursionError) as error:
@@ -262,231 +225,3 @@ def _options_to_wire(options: SessionOptions) -> dict[str, Any]:
     if options.history_input_fields is not None:
         plain["history_input_fields"] = sorted(options.history_input_fields)
     return plain
-
-
-def _where(number: int, index: int, states: Sequence[tables.FlatState | WireState]) -> str:
-    """How messages name a turn: those of the conversation itself are the first in the table."""
-    path = states[-1].path if states else None
-    if path is not None and number < path.stop - path.start:
-        return f"turn {index}"
-    return f"turn {index} of a nested session or of another answer"
-
-
-def _turn_to_wire(
-    turn: tables.FlatTurn, exchange: Exchange | None, where: str, codecs: ValueCodecs
-) -> WireTurn:
-    run = turn.run
-    facts = _fields_to_wire(
-        {"time": run.time, "duration": run.duration, "cost": run.cost, "score": turn.score},
-        where,
-        "its",
-        REGISTERED,
-    )
-    wire = WireExchange({}) if exchange is None else _exchange_to_wire(exchange, where, codecs)
-    return WireTurn(
-        index=turn.index,
-        inputs=None if exchange is None else wire.inputs,
-        outputs=None if exchange is None else wire.outputs,
-        details=wire.details,
-        exchange=turn.exchange if exchange is None else None,
-        saw=msgspec.structs.astuple(turn.window),
-        run=WireRun(
-            id=run.id,
-            time=facts["time"],
-            duration=facts["duration"],
-            usage=_fields_to_wire(
-                {m: dict(counts) for m, counts in run.usage}, where, "usage of", REGISTERED
-            ),
-            cost=facts["cost"],
-            fingerprint=run.fingerprint,
-            request_id=run.request_id,
-            lm_calls=run.lm_calls,
-            sent=run.sent,
-        ),
-        score=facts["score"],
-        feedback=turn.feedback,
-        before=turn.before,
-        beside=turn.beside,
-    )
-
-
-def _beside_to_wire(beside: tables.FlatBeside) -> WireBeside:
-    waiting = [
-        _fields_to_wire(message, "a message that waits", "its", REGISTERED)
-        for message in beside.pending
-    ]
-    return WireBeside(beside.nested, beside.data.to_dict(), waiting)
-
-
-def _state_to_wire(state: tables.FlatState) -> WireState:
-    return WireState(
-        path=state.path,
-        id=state.id,
-        undone=state.undone,
-        seed=state.seed,
-        before=state.before,
-        ahead=state.ahead,
-        written=state.written,
-        earlier=state.earlier,
-        profile=None if state.profile.same_as(NO_PROFILE) else _profile_to_wire(state.profile),
-    )
-
-
-def _profile_to_wire(profile: Profile) -> WireProfile:
-    told, system = profile.instructions, profile.system
-    return WireProfile(
-        instructions=None if told is None else told.text,
-        place=str(Place.AFTER if told is None else told.place),
-        metadata=profile.metadata.to_dict(),
-        start=profile.start.to_dict(),
-        system=None
-        if system is None
-        else _fields_to_wire(system, "the system message", "its", REGISTERED),
-    )
-
-
-def _exchange_to_wire(exchange: Exchange, where: str, codecs: ValueCodecs) -> WireExchange:
-    return WireExchange(
-        inputs=_fields_to_wire(exchange.inputs, where, "input", codecs),
-        outputs=_fields_to_wire(exchange.outputs, where, "output", codecs),
-        details=_fields_to_wire(exchange.details, where, "detail", codecs),
-    )
-
-
-def _fields_to_wire(
-    fields: Mapping[str, Any], where: str, role: str, codecs: ValueCodecs
-) -> dict[str, Any]:
-    plain = {}
-    for name, value in fields.items():
-        try:
-            plain[name] = to_plain(value, codecs)
-        except ValueCodecError as error:
-            raise ValueCodecError(
-                f"Cannot save {where}: {role} {name!r} ({type(value).__qualname__}): {error}. "
-                "Or leave the field out of what the program takes or returns. "
-                "Nothing was written, and in memory the session goes on."
-            ) from error
-    return plain
-
-
-def _state_from_wire(wire: WireConversation, codecs: ValueCodecs) -> SessionState:
-    exchanges: list[Exchange] = []
-    turns = []
-    for number, turn in enumerate(wire.turns):
-        where, exchange = _where(number, turn.index, wire.states), turn.exchange
-        if exchange is None:
-            if turn.inputs is None or turn.outputs is None:
-                raise ValueError(f"{where} has neither fields nor the number of an exchange")
-            exchange = len(exchanges)
-            fields = WireExchange(turn.outputs, turn.inputs, turn.details)
-            exchanges.append(_exchange_from_wire(fields, where, codecs))
-        turns.append(_turn_from_wire(turn, exchange, where))
-    exchanges.extend(
-        _exchange_from_wire(e, "a replaced or undone turn", codecs) for e in wire.others
-    )
-    return flat.unpack(
-        tables.Tables(
-            turns=turns,
-            exchanges=exchanges,
-            besides=[_beside_from_wire(beside) for beside in wire.besides],
-            states=[_flat_state_from_wire(state) for state in wire.states],
-            paths=wire.paths,
-            seeds=[
-                tuple(
-                    _exchange_from_wire(e, f"message {n} of a seed", codecs)
-                    for n, e in enumerate(seed)
-                )
-                for seed in wire.seeds
-            ],
-            views=[
-                View(
-                    frozenset(v.exclude),
-                    None if v.inputs is None else frozenset(v.inputs),
-                    v.details,
-                )
-                for v in wire.views
-            ],
-        )
-    )
-
-
-def _turn_from_wire(turn: WireTurn, exchange: int, where: str) -> tables.FlatTurn:
-    usage = _values(turn.run.usage, where, "usage of", REGISTERED)
-    return tables.FlatTurn(
-        index=turn.index,
-        exchange=exchange,
-        window=tables.FlatWindow(*turn.saw),
-        run=Run(
-            id=turn.run.id,
-            time=_number(turn.run.time),
-            duration=_number(turn.run.duration),
-            usage=tuple((model, tuple(dict(counts).items())) for model, counts in usage.items()),
-            cost=_number(turn.run.cost),
-            fingerprint=turn.run.fingerprint,
-            request_id=turn.run.request_id,
-            lm_calls=turn.run.lm_calls,
-            sent=turn.run.sent,
-        ),
-        score=_number(turn.score),
-        feedback=turn.feedback,
-        before=turn.before,
-        beside=turn.beside,
-    )
-
-
-def _beside_from_wire(wire: WireBeside) -> tables.FlatBeside:
-    waiting = [_values(m, "a message that waits", "its", REGISTERED) for m in wire.pending]
-    return tables.FlatBeside(wire.nested, as_data(wire.data), tuple(waiting))
-
-
-def _flat_state_from_wire(wire: WireState) -> tables.FlatState:
-    return tables.FlatState(
-        id=checked_id(wire.id),
-        path=wire.path,
-        undone=wire.undone,
-        seed=wire.seed,
-        before=wire.before,
-        ahead=wire.ahead,
-        written=wire.written,
-        earlier=wire.earlier,
-        profile=NO_PROFILE if wire.profile is None else _profile_from_wire(wire.profile),
-    )
-
-
-def _profile_from_wire(wire: WireProfile) -> Profile:
-    told, system = wire.instructions, wire.system
-    return Profile(
-        instructions=None if told is None else Instructions(told, Place(wire.place)),
-        metadata=as_data(wire.metadata),
-        start=as_data(wire.start),
-        system=None if system is None else _values(system, "the system message", "its", REGISTERED),
-    )
-
-
-def _exchange_from_wire(exchange: WireExchange, where: str, codecs: ValueCodecs) -> Exchange:
-    return Exchange(
-        _values(exchange.inputs, where, "input", codecs),
-        _values(exchange.outputs, where, "output", codecs),
-        _values(exchange.details, where, "detail", codecs),
-    )
-
-
-def _number(plain: Any) -> float | None:
-    value = from_plain(plain)
-    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
-        return value
-    raise ValueError(f"expected a number, not {value!r}")
-
-
-def _values(
-    fields: Mapping[str, Any], where: str, role: str, codecs: ValueCodecs
-) -> dict[str, Any]:
-    values = {}
-    for name, plain in fields.items():
-        try:
-            values[name] = from_plain(plain, codecs)
-        except FormatError as error:
-            raise FormatError(
-                f"Cannot load {where}: {role} {name!r}: {error}. Nothing was loaded."
-            ) from error
-    return values

@@ -29,7 +29,7 @@ from dspy_session.core.tokens import TokenCounter
 from dspy_session.core.transitions import rewind, truncate
 from dspy_session.core.turn import Turn
 from dspy_session.core.writes import describe, instruct, replace_data
-from dspy_session.errors import CallError, FormatError, HistoryError, OptionError
+from dspy_session.errors import CallError, FormatError, HistoryError, MessageError, OptionError
 from dspy_session.files import AnyPath, read_conversation
 from dspy_session.locks import Locks
 from dspy_session.program import run as program_run
@@ -95,7 +95,10 @@ class _Session(Saving):
         self._chosen, self._attempts = chosen, ()
         self._records = True if evaluating() else None  # made in a trial, it is that trial's own
         if messages is not None:
+            before = self._state
             self.add_messages(messages)
+            if self._state is before:
+                raise MessageError("messages= holds no message; leave it out to begin empty.")
 
     @classmethod
     def from_state(cls, state: SessionState, module: dspy.Module, **keywords: Any) -> Self:

@@ -24,6 +24,7 @@ LAYERS = (
     "errors",  # level 0
     "core",  # 1
     "wire",  # 2
+    "rows",
     "published",
     "codec",
     "files",

@@ -15,6 +15,7 @@ from dspy_session import (
     DataError,
     DataKeyError,
     FormatError,
+    MessageError,
     OptionError,
     Session,
     SessionData,
@@ -393,6 +394,15 @@ def test_A8_clear_forgets_what_was_said_and_keeps_the_data(lm: ScriptedLM) -> No
     assert len(lm.prompts[-1]) == 2
     session.reset()
     assert session.data.is_empty
+
+
+def test_A3_an_empty_conversation_is_none() -> None:
+    messages: Any
+    for messages in ([], iter(())):
+        with pytest.raises(MessageError, match="no message"):
+            qa_session(messages=messages)
+    with pytest.raises(MessageError, match="no chat messages"):
+        SessionState.from_messages([])
 
 
 def test_C4_truncate_keeps_the_newest(lm: ScriptedLM) -> None:
