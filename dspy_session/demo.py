@@ -92,6 +92,7 @@ def run_demo(out: TextIO | None = None, *, max_turns: int | None = None) -> None
         _show_fork(session, show)
         _show_undo(session, show)
         _show_learning(session, show)
+        _show_data(session, show)
         _show_saving(session, show)
     show.text(_CLOSING)
 
@@ -228,8 +229,18 @@ def _excerpt(message: dict[str, str]) -> str:
     return "\n".join(textwrap.shorten(f"{message['role']}: {line}", 90) for line in lines)
 
 
+def _show_data(session: Session, show: _Screen) -> None:
+    show.heading(6, "Data beside the turns: undo takes it along", 'trip.data["seat"] = "12A"')
+    trip = session.fork()
+    trip.data["seat"] = "12A"
+    show.ask("a fork", trip, CITY_QUESTION)
+    show.text(f"   {trip.data!r} after {len(trip)} turns")
+    trip.undo()
+    show.text(f"   >>> trip.undo()\n   {trip.data!r} after {len(trip)} turns")
+
+
 def _show_saving(session: Session, show: _Screen) -> None:
-    show.heading(6, "Save, and resume with a fresh program", 'session.save("ada.json")')
+    show.heading(7, "Save, and resume with a fresh program", 'session.save("ada.json")')
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "ada.json"
         session.save(path)
