@@ -22,6 +22,7 @@ from dspy_session.program.call_modes import async_call, sync_call
 from dspy_session.program.evaluating import evaluating
 from dspy_session.program.events import StreamEvent
 from dspy_session.program.frame import Frame, frame_of, home_of
+from dspy_session.program.hooking import in_a_hook_of
 from dspy_session.program.listening import choose
 from dspy_session.program.settings import NO_SETTINGS, CallSettings, split_settings
 from dspy_session.program.streamify import ended_with, unless_left
@@ -305,6 +306,12 @@ class Calls(Summarizing):
             raise LockError(
                 f"This session has lock={lock.value!r}: call it as {way}, or make it "
                 f"with lock={mode.value!r}."
+            )
+        if lock is mode and in_a_hook_of(self):
+            raise LockError(
+                f"This session has lock={lock.value!r} and was called by a hook of a turn that "
+                "holds it, so both would wait for ever. A hook may call other sessions or "
+                "session.fork(); what follows a turn belongs in on_turn."
             )
         return lock
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from dspy_session.attached import Attached
 from dspy_session.branch import Branch
@@ -16,11 +16,15 @@ from dspy_session.core.chat import (
     state_messages,
     to_openai,
 )
+from dspy_session.core.state import SessionState
 from dspy_session.core.turn import Turn
+from dspy_session.errors import MessageError
 from dspy_session.program.chat_fields import chat_fields, inferred_fields
 from dspy_session.program.run import new_id
 
 __all__ = ["Chatting"]
+
+_Added = TypeVar("_Added")
 
 
 class Chatting(Conversation, Branch):
@@ -55,7 +59,7 @@ class Chatting(Conversation, Branch):
                 `message_fields`.
         """
         fields, options, id = self._message_fields(), self._options, new_id()
-        return self._move(lambda state: add_message(state, message, fields, id, options))
+        return self._add(lambda state: add_message(state, message, fields, id, options))
 
     def add_messages(self, messages: Iterable[Mapping[str, Any] | ChatMessage]) -> tuple[Turn, ...]:
         """Append chat messages by hand, all of them or, if one cannot follow, none.
@@ -71,7 +75,21 @@ class Chatting(Conversation, Branch):
             CallError: As for `add_message`.
         """
         fields, options, given = self._message_fields(), self._options, _listed(messages)
-        return self._move(lambda state: add_messages(state, given, fields, new_id, options))
+        return self._add(lambda state: add_messages(state, given, fields, new_id, options))
+
+    def _add(self, add: Callable[[SessionState], tuple[_Added, SessionState]]) -> _Added:
+        """Add messages, but no system message that a function of the state would stand in for."""
+
+        def added(state: SessionState) -> tuple[_Added, SessionState]:
+            turns, after = add(state)
+            if after.profile is not state.profile and self._attached.instructions is not None:
+                raise MessageError(
+                    "There is a system message, but the session has instructions already: a "
+                    "function of the state. Leave one of the two out."
+                )
+            return turns, after
+
+        return self._move(added)
 
     def _message_fields(self) -> ChatFields:
         """Which input and which output the text of a chat message is."""

@@ -22,16 +22,14 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from dspy_session.core import flat, tables
+from dspy_session.core import flat
 from dspy_session.core.options import SessionOptions, make_options
 from dspy_session.core.state import SessionState
 from dspy_session.core.values import REGISTERED, ValueCodecs
 from dspy_session.errors import FormatError, OptionError, ValueCodecError
 from dspy_session.published import from_published, read_published
 from dspy_session.rows import from_rows, to_rows
-from dspy_session.wire import (
-    Wire,
-)
+from dspy_session.wire import Wire
 
 __all__ = ["VERSION", "decode", "encode", "from_wire", "to_wire"]
 
@@ -66,21 +64,19 @@ def to_wire(
         >>> to_wire(SessionState(), SessionOptions())["version"]
         3
     """
+    if not private:
+        state = flat.handed_on(state, options.private_data, options.redact_fields)
     # By way of JSON, so that only JSON's own types are left in it: no tuple, no enum.
-    wire = _wire(flat.pack(state), options, codecs, private=private)
+    wire = _wire(state, options, codecs)
     return _as_dict(msgspec.json.decode(_written(wire, "json")))
 
 
-def _wire(
-    packed: tables.Tables, options: SessionOptions, codecs: ValueCodecs, *, private: bool = True
-) -> Wire:
-    if not private:
-        packed = tables.shared(packed, options.private_data, options.redact_fields)
+def _wire(state: SessionState, options: SessionOptions, codecs: ValueCodecs) -> Wire:
     return Wire(
         kind="dspy-session",
         version=VERSION,
         options=_options_to_wire(options),
-        conversation=to_rows(packed, codecs),
+        conversation=to_rows(flat.pack(state), codecs),
     )
 
 
@@ -146,7 +142,7 @@ def encode(
         ValueCodecError: As `to_wire`.
     """
     _check_format(format)
-    data = _written(_wire(flat.pack(state), options, codecs), format)
+    data = _written(_wire(state, options, codecs), format)
     return msgspec.json.format(data, indent=2) if format == "json" else data
 
 

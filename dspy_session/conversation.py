@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 import dspy
 
-from dspy_session.core.data import Data, SessionData, as_data
+from dspy_session.core.copies import copy_fields
+from dspy_session.core.data import EMPTY_DATA, Data, SessionData, as_changes
 from dspy_session.core.options import SessionOptions
 from dspy_session.core.state import SessionState, visible_window
 from dspy_session.core.step import commit, prepare, refuse_history_field
@@ -55,6 +56,8 @@ class Conversation(Nestable):
         """Publish the next state, computed from the newest one.
 
         The mutex is held over pure functions of the core only. An error leaves the state as it was.
+        In a turn around this one, the transition may be made again, on another state: nobody may
+        change in between what it takes along.
         """
         home = home_of(self)
         if home is not None:
@@ -82,11 +85,11 @@ class Conversation(Nestable):
         and rewind bring it along. Within a turn of this session it is that turn's: what is written
         is kept if the turn is recorded. Set `session.data = {...}` to replace it whole.
         """
-        return SessionData.over(_HeldData(self))
+        return SessionData.over(_HeldData(self), self._options.private_data)
 
     @data.setter
     def data(self, given: Mapping[str, Any] | SessionData | Data) -> None:
-        data = as_data(given, self._options.max_data_bytes)
+        data = EMPTY_DATA.changed(given, self._options.max_data_bytes)
         frame = frame_of(self)
         if frame is None:
             self._move(lambda state: (None, replace_data(state, data)))
@@ -107,8 +110,8 @@ class Conversation(Nestable):
         Raises:
             DataError: JSON cannot hold a value, or it is too large; nothing is merged then.
         """
-        limit = self._options.max_data_bytes
-        self._move(lambda state: (None, describe(state, changes, limit)))
+        noted, limit = as_changes(changes), self._options.max_data_bytes
+        self._move(lambda state: (None, describe(state, noted, limit)))
 
     @property
     def turns(self) -> tuple[Turn, ...]:
@@ -132,7 +135,7 @@ class Conversation(Nestable):
     def reset(self) -> None:
         """Go back to the start: turns go, and the data is what the session began with.
 
-        Seed, id, instructions and metadata stay.
+        Seed, id, instructions and metadata stay; summaries go.
         """
         self._move(lambda state: (None, reset(state)))
 
@@ -209,9 +212,10 @@ class Conversation(Nestable):
             CallError: One of the two is no mapping from names to values.
         """
         run, options = Run(id=new_id()), self._options
+        given, made = copy_fields(inputs, "inputs"), copy_fields(outputs, "outputs")
 
         def append(state: SessionState) -> tuple[Turn | None, SessionState]:
-            return commit(state, prepare(state, inputs, options), outputs, run, options)
+            return commit(state, prepare(state, given, options), made, run, options)
 
         turn = self._move(append)
         assert turn is not None  # a step without explicit history is always recorded
@@ -354,8 +358,8 @@ class _HeldData:
         if frame is not None:
             frame.data.change(changes)
             return
-        limit = session._options.max_data_bytes
-        session._move(lambda state: (None, write(state, changes, limit)))
+        written, limit = as_changes(changes), session._options.max_data_bytes
+        session._move(lambda state: (None, write(state, written, limit)))
 
     def base(self) -> Data:
         """Return the data that the session was made or loaded with."""

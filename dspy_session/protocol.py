@@ -235,12 +235,11 @@ class _Exchange:
         self.inputs = {self._fields.user: said}
         self._executed: tuple[ToolCall, ...] = ()
         given = as_hooks(hooks) or Hooks()
-        after = given.after if isinstance(given.after, tuple) else (given.after,)
         self.keywords: dict[str, Any] = {
             "data": payload.session.changed(own),
             "request": payload.rest,
             "approvals": payload.approvals,
-            "hooks": msgspec.structs.replace(given, after=(*after, self._note)),
+            "hooks": msgspec.structs.replace(given, after=(*given.after_hooks, self._note)),
         }
 
     def _note(self, after: AfterTurn) -> None:

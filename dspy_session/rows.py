@@ -11,7 +11,11 @@ from typing import Any
 import msgspec
 
 from dspy_session.core import tables
-from dspy_session.core.data import as_data
+from dspy_session.core.chat import Pending, absorb
+from dspy_session.core.chat_messages import SYSTEM_ROLES, checked_message
+from dspy_session.core.data import as_data, data_of
+from dspy_session.core.json_values import decoded, encoded
+from dspy_session.core.paths import LONGEST_RUN, write_patches
 from dspy_session.core.profile import NO_PROFILE, Instructions, Place, Profile
 from dspy_session.core.state import checked_id
 from dspy_session.core.turn import Run
@@ -32,6 +36,10 @@ from dspy_session.wire import (
 __all__ = ["from_rows", "to_rows"]
 
 
+_Entries = dict[tuple[str, bytes], int]
+"""Numbers for the entries of session data, a key with the JSON under it, in order of appearance."""
+
+
 def to_rows(packed: tables.Tables, codecs: ValueCodecs) -> WireConversation:
     """Return the rows of a conversation.
 
@@ -43,6 +51,7 @@ def to_rows(packed: tables.Tables, codecs: ValueCodecs) -> WireConversation:
         ValueCodecError: A field holds a value of a type without written form.
     """
     own = 0  # the exchanges of turns are numbered as they appear
+    entries: _Entries = {}
     turns = []
     for number, turn in enumerate(packed.turns):
         exchange = packed.exchanges[own] if turn.exchange == own else None
@@ -64,8 +73,9 @@ def to_rows(packed: tables.Tables, codecs: ValueCodecs) -> WireConversation:
             for v in packed.views
         ],
         paths=packed.paths,
-        besides=[_beside_to_wire(beside) for beside in packed.besides],
+        besides=[_beside_to_wire(beside, entries) for beside in packed.besides],
         states=[_state_to_wire(state) for state in packed.states],
+        entries=[(key, decoded(raw)) for key, raw in entries],
     )
 
 
@@ -115,12 +125,14 @@ def _turn_to_wire(
     )
 
 
-def _beside_to_wire(beside: tables.FlatBeside) -> WireBeside:
+def _beside_to_wire(beside: tables.FlatBeside, entries: _Entries) -> WireBeside:
+    numbers = [entries.setdefault(entry, len(entries)) for entry in beside.data.raws()]
+    runs = [(first, run) for _, first, run in write_patches(enumerate(numbers))]
     waiting = [
         _fields_to_wire(message, "a message that waits", "its", REGISTERED)
         for message in beside.pending
     ]
-    return WireBeside(beside.nested, beside.data.to_dict(), waiting)
+    return WireBeside(beside.nested, runs, waiting)
 
 
 def _state_to_wire(state: tables.FlatState) -> WireState:
@@ -199,10 +211,11 @@ def from_rows(wire: WireConversation, codecs: ValueCodecs) -> tables.Tables:
     exchanges.extend(
         _exchange_from_wire(e, "a replaced or undone turn", codecs) for e in wire.others
     )
+    entries = [(key, encoded(key, value)) for key, value in wire.entries]
     return tables.Tables(
         turns=turns,
         exchanges=exchanges,
-        besides=[_beside_from_wire(beside) for beside in wire.besides],
+        besides=[_beside_from_wire(beside, entries) for beside in wire.besides],
         states=[_flat_state_from_wire(state) for state in wire.states],
         paths=wire.paths,
         seeds=[
@@ -246,9 +259,21 @@ def _turn_from_wire(turn: WireTurn, exchange: int, where: str) -> tables.FlatTur
     )
 
 
-def _beside_from_wire(wire: WireBeside) -> tables.FlatBeside:
-    waiting = [_values(m, "a message that waits", "its", REGISTERED) for m in wire.pending]
-    return tables.FlatBeside(wire.nested, as_data(wire.data), tuple(waiting))
+def _beside_from_wire(wire: WireBeside, entries: list[tuple[str, bytes]]) -> tables.FlatBeside:
+    for first, run in wire.data:
+        if first < 0 or not 1 <= run <= LONGEST_RUN or first + run > len(entries):
+            raise IndexError(f"session data has {first} + {run} of {len(entries)} entries")
+    data = data_of(entry for first, run in wire.data for entry in entries[first : first + run])
+    waiting: Pending = ()
+    for message in wire.pending:
+        waiting, exchange = absorb(waiting, _message_from_wire(message, "a message that waits"))
+        if exchange is not None:
+            raise ValueError("a message that waits is an answer")
+    return tables.FlatBeside(wire.nested, data, waiting)
+
+
+def _message_from_wire(message: Mapping[str, Any], where: str) -> dict[str, Any]:
+    return checked_message(_values(message, where, "its", REGISTERED))
 
 
 def _flat_state_from_wire(wire: WireState) -> tables.FlatState:
@@ -266,12 +291,15 @@ def _flat_state_from_wire(wire: WireState) -> tables.FlatState:
 
 
 def _profile_from_wire(wire: WireProfile) -> Profile:
-    told, system = wire.instructions, wire.system
+    told = wire.instructions
+    system = None if wire.system is None else _message_from_wire(wire.system, "the system message")
+    if system is not None and system["role"] not in SYSTEM_ROLES:
+        raise ValueError(f"the system message is one of the {system['role']}")
     return Profile(
         instructions=None if told is None else Instructions(told, Place(wire.place)),
         metadata=as_data(wire.metadata),
         start=as_data(wire.start),
-        system=None if system is None else _values(system, "the system message", "its", REGISTERED),
+        system=system,
     )
 
 

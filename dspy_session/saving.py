@@ -18,6 +18,7 @@ from dspy_session.core.state import SessionState, with_id
 from dspy_session.files import AnyPath, write_conversation
 from dspy_session.locks import Locks
 from dspy_session.program.anatomy import holds_learned_state
+from dspy_session.program.nested import told_outside
 from dspy_session.program.run import new_id
 from dspy_session.program.types import program_codecs
 from dspy_session.using import Using
@@ -40,13 +41,13 @@ class Saving(Using):
         """Return the conversation and the options as a JSON-ready dict that may be handed on.
 
         It is what `save_state` returns, without the session data under `private_data` and without
-        the fields in `redact_fields`.
+        the fields in `redact_fields`, also those of the sessions within the program.
 
         Raises:
             ValueCodecError: A field holds a value of a type without written form.
         """
-        codecs = program_codecs(self.module)
-        return codec.to_wire(self.state, self._options, codecs, private=False)
+        state = told_outside(self.state, self.module, self._options)
+        return codec.to_wire(state, self._options, program_codecs(self.module))
 
     def save(
         self,

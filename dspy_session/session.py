@@ -17,10 +17,7 @@ from dspy_session import codec
 from dspy_session.attached import Attached, InstructionsOf
 from dspy_session.branch import Branch
 from dspy_session.conversation import Conversation
-from dspy_session.core.chat import (
-    ChatFields,
-    as_chat_fields,
-)
+from dspy_session.core.chat import ChatFields
 from dspy_session.core.data import Data, SessionData, as_data
 from dspy_session.core.options import CopyMode, Lock, SessionOptions, make_options
 from dspy_session.core.profile import Instructions, Profile, as_instructions
@@ -35,6 +32,7 @@ from dspy_session.locks import Locks
 from dspy_session.program import run as program_run
 from dspy_session.program.anatomy import check_module, copy_program
 from dspy_session.program.approvals import Approver
+from dspy_session.program.chat_fields import chat_fields
 from dspy_session.program.evaluating import evaluating
 from dspy_session.program.hooks import NO_HOOKS, Hooks
 from dspy_session.program.slot import history_slot, refuse_conflicts
@@ -73,6 +71,7 @@ class _Session(Saving):
         if isinstance(module, Session):
             raise CallError("The program is a Session already; use session.fork() for another.")
         told = None if callable(instructions) else as_instructions(instructions)
+        settled = _settled(module, chosen)
         self._attached = Attached(
             on_turn=on_turn,
             hooks=NO_HOOKS if hooks is None else hooks,
@@ -80,9 +79,10 @@ class _Session(Saving):
             instructions=instructions if callable(instructions) else None,
             summarizer=summarizer,
             token_counter=token_counter,
-            message_fields=None if message_fields is None else as_chat_fields(message_fields),
+            message_fields=(
+                None if message_fields is None else chat_fields(module, settled, message_fields)
+            ),
         )
-        settled = _settled(module, chosen)
         limit = chosen.max_data_bytes
         state = start(
             _seed_messages(initial_history),
@@ -386,7 +386,7 @@ def sessionify(module: dspy.Module, **keywords: Any) -> Session:
         summarizer: The program that summarises the conversation, see `summarize`.
         token_counter: From a text to its number of tokens; None estimates it.
         message_fields: Which input and output a chat message's text is, as
-            `{"user": "request", "assistant": "reply"}`; None for the program's only ones.
+            `{"user": "request", "assistant": "reply"}`; what is left out is the program's only one.
         **options: The fields of `SessionOptions`, and `input_field_override`, an alias.
 
     Returns:

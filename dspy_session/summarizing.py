@@ -43,7 +43,7 @@ class Summarizing(Chatting):
         state, given = self.state, self._attached.instructions
         if given is None:
             return state
-        return instruct(state, told_in(state, state.data, self._options, given))
+        return instruct(state, told_in(state, state.data, self.module, self._options, given))
 
     def _planned(self, summarizer: dspy.Module | None, keep: int | None) -> Summary | None:
         attached = self._attached

@@ -76,10 +76,13 @@ class WireExchange(msgspec.Struct, omit_defaults=True):
 
 
 class WireBeside(msgspec.Struct, omit_defaults=True):
-    """What stands beside turns: by module path, the number of a state; data; waiting messages."""
+    """What stands beside turns: by module path, the number of a state; data; waiting messages.
+
+    The data is runs of the conversation's `entries`: the first one's number, and how many.
+    """
 
     nested: dict[str, int] = {}
-    data: dict[str, Any] = {}
+    data: list[tuple[int, int]] = []
     pending: list[dict[str, Any]] = []
 
 
@@ -116,6 +119,7 @@ class WireConversation(msgspec.Struct):
     paths: list[Path]
     states: list[WireState]
     others: list[WireExchange] = []
+    entries: list[tuple[str, Any]] = []  # of session data: each key with each of its values, once
     besides: list[WireBeside] = []
 
 

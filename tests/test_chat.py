@@ -124,6 +124,16 @@ def test_A3_what_nobody_knows_survives() -> None:
     assert [turn.outputs["answer"] for turn in state] == ["Hello\nagain", "I will not."]
 
 
+def test_A3_the_order_of_keys_within_a_tool_call_survives() -> None:
+    turned = dict(reversed(call().items()))
+    message = {"role": "assistant", "content": None, "tool_calls": [turned]}
+    state = from_messages([HI, message, RESULT])
+    assert written(to_openai(state)) == written([HI, message, RESULT])
+    assert written([shown.to_dict() for shown in state_messages(state)]) == written(
+        [HI, message, RESULT]
+    )
+
+
 def test_A3_a_seed_is_no_turn_and_shows_the_same() -> None:
     messages = [SYSTEM, HI, CALLS, RESULT, HELLO, HI]
     state = from_messages(messages, seed=True)
@@ -203,6 +213,31 @@ def test_a_call_that_asks_something_else_comes_after_what_waits() -> None:
     step = prepare(state, {"question": "What?"}, OPTIONS)
     _, state = commit(state, step, {"answer": "Hello."}, Run(), OPTIONS)
     assert to_openai(state) == [HI, {**HI, "content": "What?"}, HELLO]
+
+
+TWO_CALLS: Message = {**CALLS, "tool_calls": [call(), call("call_2")]}
+
+
+@pytest.mark.parametrize(
+    ("waiting", "stay"),
+    [
+        ([HI, CALLS], [HI]),
+        ([HI, TWO_CALLS, RESULT], [HI]),
+        ([HI, CALLS, RESULT, TWO_CALLS], [HI, CALLS, RESULT]),
+    ],
+)
+def test_a_tool_call_that_is_open_when_a_call_comes_shows_no_more(
+    waiting: list[Message], stay: list[Message]
+) -> None:
+    """For nothing goes on from an open call: it can neither be imported nor sent to a provider."""
+    state = from_messages(waiting)
+    assert to_openai(state) == waiting
+    for question, said in (("Hi", []), ("What?", [{**HI, "content": "What?"}])):
+        step = prepare(state, {"question": question}, OPTIONS)
+        _, after = commit(state, step, {"answer": "Hello."}, Run(), OPTIONS)
+        shown = to_openai(after)
+        assert shown == [*stay, *said, HELLO]
+        assert to_openai(from_messages(shown)) == shown
 
 
 def test_pending_messages_are_copies() -> None:
@@ -402,6 +437,13 @@ def test_A7_another_answer_shows_in_place_of_the_imported_one() -> None:
         RESULT,
         {**HELLO, "content": "Good day.", "model": "m"},
     ]
+
+
+def test_A7_an_answer_that_was_taken_away_shows_no_more() -> None:
+    state = from_messages([{**HI, "timestamp": 5}, HELLO, HI])
+    _, changed = replace_turn(state, 0, {}, id="new")
+    assert to_openai(changed) == [{**HI, "timestamp": 5}, HI]
+    assert to_openai(state)[1] == HELLO
 
 
 def test_A7_other_instructions_show_in_place_of_the_imported_ones() -> None:

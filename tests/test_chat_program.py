@@ -101,6 +101,17 @@ def test_A3_a_mapping_may_be_partial() -> None:
 # --- sessions -------------------------------------------------------------------------------------
 
 
+def test_A3_a_session_infers_what_its_mapping_leaves_out() -> None:
+    for given in ({"assistant": "reply"}, {"user": "request"}, {}):
+        session = sessionify(
+            dspy.Predict("request -> reply"), messages=[HI, HELLO], message_fields=given
+        )
+        assert session.turns[0].inputs == {"request": "Hi"}
+        assert session.turns[0].outputs == {"reply": "Hello."}
+    with pytest.raises(CallError, match="not exactly one text input"):
+        sessionify(Two(), message_fields={"user": "a"})
+
+
 def imported(program: dspy.Module | None = None, **keywords: Any) -> Session:
     messages = [SYSTEM, HI, CALLS, RESULT, HELLO, {**HI, "content": "Waiting."}]
     return sessionify(
@@ -122,6 +133,20 @@ def test_A3_a_session_begins_with_messages() -> None:
     assert "Waiting." not in words
     assert "call_1" not in words
     assert "Hello." in prompt[2]["content"]
+
+
+def test_A3_a_system_message_is_never_shadowed_by_instructions_that_are_a_function() -> None:
+    program = dspy.Predict("question -> answer")
+    with pytest.raises(MessageError, match="has instructions already"):
+        sessionify(program, messages=[SYSTEM, HI], instructions=lambda state: "Be brief.")
+    session = sessionify(program, instructions=lambda state: "Be brief.")
+    before = session.state
+    with pytest.raises(MessageError, match="has instructions already"):
+        session.add_message(SYSTEM)
+    with pytest.raises(MessageError, match="has instructions already"):
+        session.add_messages([SYSTEM, HI, HELLO])
+    assert session.state is before
+    assert len(session.add_messages([HI, HELLO])) == 1
 
 
 def test_A3_what_waits_is_no_example() -> None:
@@ -197,7 +222,7 @@ def test_A3_messages_that_are_none_make_no_session() -> None:
     program = dspy.Predict("question -> answer")
     with pytest.raises(MessageError, match=r"messages\[0\]"):
         sessionify(program, messages=[RESULT])
-    with pytest.raises(CallError, match="not exactly one text input"):
+    with pytest.raises(CallError, match=r"not exactly one text input.* message_fields=\{"):
         sessionify(Two(), messages=[HI])
     assert sessionify(Two(), messages=[HI], message_fields={"user": "a", "assistant": "c"})
 

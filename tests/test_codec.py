@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import math
 import time
@@ -34,13 +35,19 @@ from dspy_session.core import (
     start,
     undo,
 )
+from dspy_session.core.chat import add_message, from_messages, to_openai
+from dspy_session.core.data import Data
 from dspy_session.core.flat import pack
+from dspy_session.core.profile import Instructions, Profile
+from dspy_session.core.transitions import summarized
+from dspy_session.core.writes import write
 from dspy_session.errors import FormatError, OptionError, ValueCodecError
 from tests.house import PROJECT
 
 SAMPLES = PROJECT.parent / "shared" / "data" / "saved_sessions"
 FORMATS: tuple[Literal["json", "msgpack"], ...] = ("json", "msgpack")
 WHOLE = SessionOptions()
+REDACTED = SessionOptions(private_data={"n"}, redact_fields={"answer"})
 
 
 def say(state: SessionState, *fields: tuple[Any, Any], **options: Any) -> SessionState:
@@ -104,6 +111,32 @@ def document() -> dict[str, Any]:
 def large_document() -> dict[str, Any]:
     """The wire form of `family()`, freshly made."""
     return codec.to_wire(family(), WHOLE)
+
+
+def customer() -> SessionState:
+    """What an application keeps: data, instructions, metadata, a summary, messages that wait."""
+    profile = Profile(Instructions("Be kind.", "before"), Data({"team": ["a"]}))
+    state = start([{"question": "s", "answer": "t"}], id="c", data=Data({"n": 0}), profile=profile)
+    for number in range(5):
+        at = state.stop - 1 if number in (2, 4) else None
+        step = prepare(state, {"question": f"q{number}"}, WHOLE, at=at)
+        run, changes = Run(id=str(number)), {"n": number, f"key {number}": {"v": [1.5, None]}}
+        written = functools.partial(Data.changed, changes=changes)
+        _, state = commit(state, step, {"answer": "a"}, run, WHOLE, data=written)
+    state = summarized(state, state.seed, 1)
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    for message in (
+        {"role": "user", "content": "Hi", "timestamp": 1},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "result"},
+    ):
+        _, state = add_message(state, message)
+    return write(state, {"late": "x"})
+
+
+def instructed() -> SessionState:
+    system = {"role": "system", "content": "Be brief.", "model": 2}
+    return from_messages([system, {"role": "user", "content": "Hi"}], id="i")
 
 
 def parts_of(state: SessionState) -> Any:
@@ -607,13 +640,20 @@ def with_part(data: Any, path: tuple[Any, ...], part: Any) -> Any:
     return data
 
 
-DOCUMENTS = [document(), large_document()]
+DOCUMENTS = [
+    document(),
+    large_document(),
+    codec.to_wire(customer(), WHOLE),
+    codec.to_wire(instructed(), WHOLE),
+]
 PLACES = [[path for path in places(data) if path] for data in DOCUMENTS]
-PARTS = [None, True, -1, 0, 1, 3, 7, 10**12, 10**30, 0.5, "", "text", [], [0], {}, {"a": 1}]
+PARTS: list[Any] = [*(None, True, -1, 0, 1, 3, 7, 10**12, 10**30, 0.5, "", "text")]
+PARTS += [[], [0], [[0, 1]], {}, {"a": 1}]
+PARTS += [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hi"}]
 
 
 @settings(max_examples=1000, deadline=None)
-@given(data=st.data(), which=st.sampled_from([0, 1, 1]), count=st.integers(1, 2))
+@given(data=st.data(), which=st.sampled_from([0, 1, 1, 2, 2, 3]), count=st.integers(1, 2))
 def test_any_part_may_be_wrong(data: Any, which: int, count: int) -> None:
     changes = st.tuples(st.sampled_from(PLACES[which]), st.sampled_from(PARTS))
     drawn, data = [data.draw(changes) for _ in range(count)], DOCUMENTS[which]
@@ -629,6 +669,8 @@ def test_any_part_may_be_wrong(data: Any, which: int, count: int) -> None:
     else:
         for found in (state, redo(undo(state)[1], 9)[1], redo(state, 9)[1]):
             assert len(found.alternatives) <= len(found.ahead)
+            assert len(to_openai(found)) >= len(found.pending)
+            codec.from_wire(codec.to_wire(found, REDACTED, private=False))
             assert pictured(codec.decode(codec.encode(found, options))[0]) == pictured(found)
 
 
@@ -763,6 +805,60 @@ def test_a_path_ahead_has_the_same_beginning() -> None:
         assert_refused(with_part(data, ("conversation", "states", 1, key), value), "begin")
 
 
+BESIDES = ("conversation", "besides", -1)
+PROFILE = ("conversation", "states", -1, "profile")
+CUSTOMER_DAMAGE: list[tuple[tuple[Any, ...], Any]] = [
+    (("conversation", "entries"), []),
+    (("conversation", "entries", 0), ["", 1]),
+    (("conversation", "entries", 0), [1, 1]),
+    (("conversation", "entries", 0), ["n"]),
+    ((*BESIDES, "data"), [[-1, 1]]),
+    ((*BESIDES, "data"), [[0, 0]]),
+    ((*BESIDES, "data"), [[0, 99]]),
+    ((*BESIDES, "data"), [[99, 1]]),
+    ((*BESIDES, "data"), {"n": 1}),
+    ((*BESIDES, "pending"), [{"foo": 1}]),
+    ((*BESIDES, "pending"), [{"role": "king", "content": "Hi"}]),
+    ((*BESIDES, "pending"), [{"role": "user", "content": 5}]),
+    ((*BESIDES, "pending"), [{"role": "system", "content": "Hi"}]),
+    ((*BESIDES, "pending"), [{"role": "assistant", "content": "no longer waits"}]),
+    ((*BESIDES, "pending"), [{"role": "tool", "tool_call_id": "c1", "content": "no call"}]),
+    ((*BESIDES, "pending", 0), None),
+    (PROFILE, {"system": {"foo": 1}}),
+    (PROFILE, {"system": {"role": "user", "content": "Hi"}}),
+    (PROFILE, {"system": {"role": "system", "content": [5]}}),
+    (PROFILE, {"instructions": 5}),
+    (PROFILE, {"instructions": "Hi", "place": "beside"}),
+    (PROFILE, {"metadata": []}),
+    (PROFILE, {"start": {"": 1}}),
+    (("conversation", "states", -1, "written"), -2),
+    (("conversation", "states", -1, "written"), 99),
+    (("conversation", "states", -1, "earlier"), [-1]),
+    (("conversation", "states", -1, "earlier"), [99]),
+    (("conversation", "states", 1, "earlier"), [0]),  # of one that is among the earlier itself
+]
+
+
+@pytest.mark.parametrize(("path", "part"), CUSTOMER_DAMAGE, ids=str)
+def test_X1_damage_in_what_an_application_keeps_is_refused(
+    path: tuple[Any, ...], part: Any
+) -> None:
+    data = codec.to_wire(customer(), WHOLE)
+    assert codec.from_wire(data)[0] == customer()
+    assert_refused(with_part(data, path, part), "damaged", "nothing was loaded")
+
+
+def test_X1_what_an_application_keeps_comes_back() -> None:
+    for state in (customer(), undo(customer())[1], instructed()):
+        for format in FORMATS:
+            loaded, _ = codec.decode(codec.encode(state, WHOLE, format), format)
+            assert loaded == state
+            assert to_openai(loaded) == to_openai(state)
+            assert (loaded.data, loaded.metadata) == (state.data, state.metadata)
+            assert [turn.data for turn in loaded] == [turn.data for turn in state]
+            assert len(loaded.earlier) == len(state.earlier)
+
+
 def without_part(data: Any, path: tuple[Any, ...]) -> Any:
     data = copy.deepcopy(data)
     node = data
@@ -823,6 +919,14 @@ def hostile(paths: Any, exchanges: int = 0) -> bytes:
     return msgspec.json.encode(data)
 
 
+def hostile_data(run: Any) -> bytes:
+    """Session data of many entries, over and over."""
+    data = document()
+    data["conversation"]["entries"] = [[str(number), 0] for number in range(5000)]
+    data["conversation"]["besides"] = [{"data": [run]}] * 3000
+    return msgspec.json.encode(data)
+
+
 def nesting(depth: int, base: bool = False) -> bytes:
     """States in the turns of states, ever deeper."""
     data = codec.to_wire(say(SessionState(), ("a", 1)), WHOLE)
@@ -862,10 +966,12 @@ def many_states(count: int, path: Any) -> bytes:
         many_states(3000, [None, 0, 1000, [[0, 0, 1000]]]),
         many_states(3000, [None, 0, 10**12, []]),
         many_states(3000, [0, 0, 10**12, []]),
+        hostile_data([0, 5000]),
+        hostile_data([0, 10**12]),
         b'{"kind":"dspy-session","version":3,"conversation":' + b"[" * 500_000,
         b'{"version":2,"turns":[{"inputs":{"a":' + b"[" * 400 + b"]" * 400 + b"}}]}",
     ],
-    ids=range(15),
+    ids=range(17),
 )
 def test_a_hostile_file_costs_little_and_is_refused(data: bytes) -> None:
     tracemalloc.start()

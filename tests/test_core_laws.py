@@ -711,7 +711,8 @@ class Conversations(RuleBasedStateMachine):
     @rule()
     def reset(self) -> None:
         plain = self.plain
-        plain.restart(plain.seed, plain.start)
+        (began, *_) = (*plain.earlier, plain)
+        plain.restart(began.seed, plain.start)
         self.go_on(reset, plain)
 
     @rule(outputs=outputs, at=places)

@@ -29,10 +29,12 @@ from dspy_session.core import (
     replace_turn,
     reset,
     rewind,
+    summarized,
     truncate,
     undo,
     visible_window,
     with_id,
+    write,
 )
 from dspy_session.core.flat import pack, unpack
 from dspy_session.core.vectors import differing, vector
@@ -446,6 +448,25 @@ def nested_reopened(count: int) -> SessionState:
     return state
 
 
+def remembering(count: int) -> SessionState:
+    """Each turn notes something under a key of its own, beside a counter and a large value."""
+    state = write(SessionState(), {"turns": 0, "profile": "p" * 500})
+    for number in range(count // 2):
+        changes = {"turns": number + 1, f"note {number}": "n" * 40}
+        state = write(ask(state), changes)
+    return state
+
+
+def summarised(count: int) -> SessionState:
+    """Turns with data and other answers, summarised now and then."""
+    state = SessionState()
+    for number in range(count // 3):
+        state = write(ask(state, at=state.stop - 1 if number % 5 == 4 else None), {"n": number})
+        if number % 10 == 9:
+            state = summarized(state, state.seed, 2)
+    return state
+
+
 SHAPES: list[Callable[[int], SessionState]] = [
     grown,
     windowed,
@@ -468,6 +489,7 @@ SHAPES: list[Callable[[int], SessionState]] = [
     nested_trimmed,
     nested_answered_again,
     nested_reopened,
+    summarised,
 ]
 Grow = Callable[[int], SessionState]
 
@@ -514,6 +536,15 @@ def test_X3_tables_and_bytes_are_linear_in_the_conversation(grow: Grow) -> None:
         assert sizes[1] <= 2.15 * sizes[0]
     sizes = [len(pickle.dumps(state)) for state in (small, large)]
     assert sizes[1] <= 2.15 * sizes[0]
+
+
+def test_X3_each_value_of_session_data_is_written_once() -> None:
+    """However many turns stand beside it; a turn has a number for up to 64 keys of its data."""
+    for format in ("json", "msgpack"):
+        states = remembering(200), remembering(400)
+        sizes = [len(codec.encode(state, WHOLE, format)) for state in states]
+        assert sizes[1] <= 2.15 * sizes[0]
+        assert codec.encode(states[1], WHOLE, format).count(b"p" * 500) == 1
 
 
 @pytest.mark.parametrize(

@@ -746,7 +746,7 @@ def test_the_limit_unless_another_is_set() -> None:
     assert Data({"text": "x" * DEFAULT_MAX_BYTES}).size == unlimited.size
 
 
-@pytest.mark.parametrize("limit", ["1000", 1.5, True])
+@pytest.mark.parametrize("limit", ["1000", 1.5, True, -1])
 def test_a_limit_that_is_no_number(limit: Any) -> None:
     with pytest.raises(OptionError, match="max_bytes= is a whole number of bytes, or None"):
         SessionData(max_bytes=limit)

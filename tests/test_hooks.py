@@ -121,6 +121,19 @@ def test_K6_the_instructions_of_a_before_hook_last_one_turn(lm: ScriptedLM) -> N
     assert session.state.instructions == Instructions("Be brief.")
 
 
+def test_K6_hooks_around_a_turn_asked_again_see_the_conversation_that_its_call_sees() -> None:
+    seen: list[int] = []
+
+    def look(about: BeforeTurn | AfterTurn) -> None:
+        seen.append(len(about.state))
+
+    session = sessionify(PROGRAM, hooks=Hooks(before=look, after=look))
+    session(question="One")
+    session(question="Two")
+    session.regenerate(0)
+    assert seen == [0, 0, 1, 1, 0, 0]
+
+
 def test_C11_a_before_hook_sees_the_sessions_instructions_and_may_drop_them(lm: ScriptedLM) -> None:
     seen = []
 
@@ -175,6 +188,27 @@ def test_C11_what_a_hook_does_in_place_counts_for_nothing() -> None:
     hooks = Hooks(before=[spoil, lambda call: call.replace(data={"tags": call.inputs["tags"]})])
     answer, state = step(SessionState(), Tagged(), {"question": "Hi", "tags": tags}, hooks=hooks)
     assert (answer, tags, state.data["tags"]) == ("Hi ['a']", ["a"], ["a"])
+
+
+@every_way
+def test_C11_what_an_after_hook_does_in_place_is_not_recorded(run: Way) -> None:
+    class Tagging(dspy.Module):
+        def forward(self, question: str) -> Any:
+            dspy.Tool(lambda tags: "found", name="find")(tags=["a"])
+            return dspy.Prediction(answer="yes", tags=["a"])
+
+    seen: list[Any] = []
+
+    def spoil(result: AfterTurn) -> None:
+        seen.append((result.turn.outputs, dict(result.tool_calls[0].arguments)))
+        result.prediction.answer = "no"
+        result.prediction.tags.append("b")
+        result.tool_calls[0].arguments["tags"] = []
+
+    _, state = run(SessionState(), Tagging(), HI, hooks=Hooks(after=[spoil, spoil]))
+    outputs = {"answer": "yes", "tags": ["a"]}
+    assert state.turns[-1].outputs == outputs
+    assert seen == [(outputs, {"tags": ["a"]})] * 2, "each sees the truth"
 
 
 def test_C11_an_input_that_no_hook_replaces_is_the_callers_own_object() -> None:
@@ -298,6 +332,14 @@ def test_C11_an_after_hook_sees_the_turn_as_it_will_be_recorded(run: Way) -> Non
     assert (result.lm_calls, result.cost, result.tool_calls) == (1, turn.cost, ())
     assert result.usage == turn.usage
     assert result.metadata.to_dict() == {}
+
+
+def test_C11_what_an_after_hook_sees_prints_without_what_is_behind_it() -> None:
+    printed: list[str] = []
+    step(SessionState(), PROGRAM, HI, hooks=Hooks(after=lambda r: printed.append(repr(r))))
+    assert "answer to Hi" in printed[0]
+    assert "Outcome(" not in printed[0]
+    assert "SessionOptions(" not in printed[0]
 
 
 def test_C11_metadata_is_merged_and_a_key_can_be_taken_out() -> None:
@@ -467,11 +509,17 @@ WRONG_BEFORE: dict[str, tuple[Callable[[BeforeTurn], Any], type[Exception], str]
         HookError,
         "changed the state or the request",
     ),
+    "another request": (
+        lambda call: msgspec.structs.replace(call, request={}),
+        HookError,
+        "changed the state or the request",
+    ),
     "request": (
         lambda call: call.replace(request={}),  # type: ignore[arg-type]
         HookError,
         "cannot change request",
     ),
+    "no data": (lambda call: call.replace(data=None), HookError, "gives data whole"),  # type: ignore[arg-type]
     "data that is not JSON": (
         lambda call: call.replace(data={"cart": object()}),
         DataError,
@@ -529,6 +577,16 @@ WRONG_AFTER: dict[str, tuple[Callable[[AfterTurn], Any], type[Exception], str]] 
         ),
         HookError,
         "must return what",
+    ),
+    "no data": (
+        lambda result: result.replace(data=None),  # type: ignore[arg-type]
+        HookError,
+        "gives data whole",
+    ),
+    "no metadata": (
+        lambda result: result.replace(metadata=None),  # type: ignore[arg-type]
+        HookError,
+        "gives metadata whole",
     ),
     "data that is not JSON": (
         lambda result: result.replace(data={"lock": object()}),

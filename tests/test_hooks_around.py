@@ -14,6 +14,7 @@ from dspy.utils.exceptions import LMUnexpectedError
 from dspy_session import (
     AfterTurn,
     BeforeTurn,
+    HistoryError,
     HookError,
     Hooks,
     SessionState,
@@ -161,6 +162,34 @@ def test_C11_middleware_replaces_the_prediction(run: Way, kind: str) -> None:
     assert prediction.answer == "ANSWER TO HI" == state.turns[0].outputs["answer"]
 
 
+def test_C11_what_cannot_be_recorded_is_an_error_of_the_turn() -> None:
+    def around(call: BeforeTurn, run: Run) -> AfterTurn:
+        return call.answer({"history": "Hi"})
+
+    session = sessionify(PROGRAM, hooks=Hooks(around=around))
+    state = session.state
+    with pytest.raises(HistoryError, match="an output is named 'history'"):
+        session(question="Hi")
+    assert session.state is state
+    assert len(session.attempts) == 1
+
+
+def test_C11_a_prediction_that_was_changed_in_place_is_another_one_when_given_back() -> None:
+    def shout(call: BeforeTurn, run: Run) -> AfterTurn:
+        result = run(call)
+        result.prediction.answer = result.prediction.answer.upper()
+        return result.replace(prediction=result.prediction)
+
+    prediction, state = step(SessionState(), PROGRAM, HI, hooks=Hooks(around=[echoes, shout]))
+    assert prediction.answer == "ANSWER TO HI" == state.turns[0].outputs["answer"]
+
+
+def echoes(call: BeforeTurn, run: Run) -> AfterTurn:
+    result = run(call)
+    assert result.turn.outputs["answer"] == result.prediction.answer
+    return result
+
+
 def test_C11_what_an_agent_leaves_beside_its_outputs_stays_a_detail() -> None:
     answers: Iterator[dict[str, Any]] = iter(
         [
@@ -175,9 +204,16 @@ def test_C11_what_an_agent_leaves_beside_its_outputs_stays_a_detail() -> None:
             prediction=dspy.Prediction(answer="b", trajectory=result.prediction.trajectory)
         )
 
-    agent = dspy.ReAct("question -> answer", tools=[])
+    class Outer(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.agent = dspy.ReAct("question -> answer", tools=[])
+
+        def forward(self, question: str) -> Any:
+            return self.agent(question=question)
+
     with dspy.context(lm=ScriptedLM(lambda _: next(answers))):
-        _, state = step(SessionState(), agent, HI, hooks=Hooks(around=replace))
+        _, state = step(SessionState(), Outer(), HI, hooks=Hooks(around=[replace, replace]))
     assert state.turns[0].outputs == {"answer": "b"}
     assert list(state.turns[0].details) == ["trajectory"]
 
@@ -303,6 +339,29 @@ def test_C11_what_middleware_may_not_return(run: Way, name: str) -> None:
     with pytest.raises(HookError, match=message):
         run(state, PROGRAM, HI, hooks=Hooks(around=hook))
     assert state == SessionState()
+
+
+@every_way
+@sync_or_async
+@pytest.mark.parametrize("how", ["run", "answered"])
+def test_C11_a_result_of_an_earlier_turn_is_not_recorded_again(
+    run: Way, kind: str, how: str
+) -> None:
+    kept: list[AfterTurn] = []
+
+    def sync(call: BeforeTurn, run: Run) -> AfterTurn:
+        kept.append(call.answer({"answer": "kept"}) if how == "answered" else run(call))
+        return kept[0]
+
+    async def later(call: BeforeTurn, run: Any) -> AfterTurn:
+        kept.append(call.answer({"answer": "kept"}) if how == "answered" else await run(call))
+        return kept[0]
+
+    hooks = Hooks(around=sync if kind == "sync" else later)
+    _, state = run(SessionState(), PROGRAM, HI, hooks=hooks)
+    with pytest.raises(HookError, match=r"result of an earlier turn.*call\.answer\(outputs\)"):
+        run(state, PROGRAM, {"question": "Another"}, hooks=hooks)
+    assert [turn.inputs for turn in state.turns] == [HI]
 
 
 @every_way
@@ -487,6 +546,40 @@ def test_C11_cancelling_reaches_what_middleware_runs(kind: str) -> None:
     assert events == ["program cancelled", "middleware left"]
     assert session.state is state
     assert session.attempts[0].cancelled
+
+
+def test_C11_sync_middleware_of_a_cancelled_call_runs_nothing_any_more() -> None:
+    runs: list[str] = []
+    begun, left = threading.Event(), threading.Event()
+
+    class Waits(dspy.Module):
+        async def aforward(self, question: str) -> Any:
+            runs.append(question)
+            begun.set()
+            await asyncio.Event().wait()
+
+    def stubborn(call: BeforeTurn, run: Run) -> AfterTurn:
+        try:
+            return run(call)
+        except BaseException:  # noqa: BLE001  # it goes on whatever happens
+            return run(call.replace(inputs={"question": "again"}))
+        finally:
+            left.set()
+
+    session = sessionify(Waits(), hooks=Hooks(around=stubborn))
+    state = session.state
+
+    async def main() -> None:
+        task = asyncio.create_task(session.acall(question="once"))
+        await asyncio.to_thread(begun.wait, 10)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert await asyncio.to_thread(left.wait, 10)
+
+    asyncio.run(main())
+    assert runs == ["once"]
+    assert session.state is state
 
 
 def test_C11_a_stream_hears_every_run_and_ends_with_the_one_that_counts() -> None:

@@ -119,6 +119,22 @@ def test_A2_a_session_goes_on_with_other_instructions(lm: Speaker) -> None:
     assert objective(lm.prompts[-1]) == "Answer the question."
 
 
+def test_A2_a_function_of_the_state_is_asked_about_what_the_call_sees(lm: Speaker) -> None:
+    asked: list[tuple[int, dict[str, Any]]] = []
+
+    def greeting(state: SessionState) -> str:
+        asked.append((len(state), state.data.to_dict()))
+        return f"Turn {len(state)}."
+
+    session = sessionify(dspy.Predict(Signature), instructions=greeting)
+    for step_ in (0, 1, 2):
+        session.data["step"] = step_
+        converse(session, lm, turns=1)
+    session.regenerate(1)  # begins where that turn began
+    assert objective(lm.prompts[-1]) == "Answer the question.\n\nTurn 1."
+    assert asked == [(0, {"step": 0}), (1, {"step": 1}), (2, {"step": 2}), (1, {"step": 1})]
+
+
 @pytest.mark.parametrize("wrong", [3, ["a"], b"text", {"text": "a"}])
 def test_A2_what_is_no_text_is_refused(lm: Speaker, wrong: Any) -> None:
     program, state = dspy.Predict(Signature), SessionState()

@@ -8,7 +8,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import dspy
 import pytest
@@ -473,6 +473,42 @@ def test_K9_private_data_must_be_named_private() -> None:
     words = ("a, b", "private_data")
     refuses([user("Hi")], *words, error=OptionError, private={"key": 1, "a": 2, "b": 3})
     refuses([user("Hi")], "data['key']", error=DataError, private={"key": {1}}, options=PRIVATE)
+
+
+@session_tool
+def read_key(session: SessionData) -> str:
+    """Read the key as what it is not."""
+    return str(session.get("key", as_type=int))
+
+
+@session_tool
+def read_mood(session: SessionData) -> str:
+    """The same with a type whose own error shows what came."""
+    return str(session.get("key", as_type=Literal["happy"]))
+
+
+@session_tool
+def give_all(session: SessionData) -> str:
+    """Return what agents show their models as text."""
+    return session  # type: ignore[return-value]
+
+
+@both
+@pytest.mark.parametrize("tool", [read_key, read_mood, give_all], ids=lambda tool: tool.__name__)
+def test_K9_no_error_of_a_tool_and_no_repr_tells_private_data(answer: Respond, tool: Any) -> None:
+    def agent(prompt: Prompt) -> dict[str, Any]:
+        if "next_tool_name" not in requested_fields(prompt):
+            return {"reasoning": "So.", "answer": "Done."}
+        name = "finish" if "observation_0" in prompt[-1]["content"] else tool.__name__
+        return {"next_thought": "Well.", "next_tool_name": name, "next_tool_args": {}}
+
+    lm, program = ScriptedLM(agent), dspy.ReAct("question -> answer", tools=[tool])
+    with dspy.context(lm=lm, adapter=dspy.ChatAdapter()):
+        reply = answer([user("Hi")], program, PRIVATE, private={"key": "sk-123"})
+    (call,) = reply["data"]["executed_tool_calls"]
+    assert "private" in str(call)
+    assert "key" in str(call)
+    assert "sk-123" not in json.dumps(reply) + json.dumps(lm.prompts)
 
 
 def test_K9_redacted_fields_are_in_no_reply() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -132,6 +133,21 @@ def test_X1_undo_hides_a_write_at_the_end_and_redo_brings_it_back() -> None:
     assert session.data.to_dict() == {"coupon": "B2"}
 
 
+def test_X1_a_write_after_an_undo_ends_the_other_answers_too() -> None:
+    session = shop()
+    ask(session, "tea")
+    session.regenerate()
+    session.data["coupon"] = "A1"
+    before = session.state
+    session.redo()  # round the answers
+    session.redo()
+    assert session.state == before
+    session.undo()
+    session.data["coupon"] = "B2"
+    assert session.redo() == ()
+    assert session.data.to_dict() == {"coupon": "B2"}
+
+
 def test_X1_a_turn_that_fails_leaves_the_data_as_it_was() -> None:
     session = shop(data={"cart": ["tea"]})
     with failing(session):
@@ -161,6 +177,36 @@ def test_X1_the_data_of_the_session_within_its_own_turn_is_that_of_the_turn() ->
         session(question="fail")
     assert seen == [(None, "one"), ("one", "fail")]
     assert session.data.to_dict() == {"asked": "one", "more": True}
+
+
+def test_X1_what_a_nested_session_was_told_is_what_it_was_told_where_turns_overlap() -> None:
+    """Its moves are made again on top of those of the other turn, whatever became of the values."""
+
+    class Tells(dspy.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = qa_session()
+
+        def forward(self, question: str) -> Any:
+            words = [question]
+            told: dict[str, Any] = {question: words}
+            self.inner.data.update(told)
+            self.inner.update_metadata(told)
+            self.inner.add_turn(told, told)
+            words.append("changed")
+            told["new"] = 1
+            if question == "slow":  # the other turn runs as a whole within this one
+                other = threading.Thread(target=session, kwargs={"question": "quick"})
+                other.start()
+                other.join(30)
+            return question
+
+    session = sessionify(Tells(), copy_mode="none")
+    session(question="slow")
+    inner = session.state.nested["inner"]
+    assert inner.data == inner.metadata == {"quick": ["quick"], "slow": ["slow"]}
+    both = [{"quick": ["quick"]}, {"slow": ["slow"]}]
+    assert [turn.inputs for turn in inner] == [turn.outputs for turn in inner] == both
 
 
 def test_X1_saved_and_loaded_data_is_the_same(tmp_path: Any) -> None:
@@ -232,6 +278,13 @@ def test_K8_what_json_cannot_hold_is_refused_by_key_and_type(value: Any) -> None
         session.using(data={"bad": value})
     with pytest.raises(DataError, match="'bad'"):
         qa_session(data={"bad": value})
+
+
+@pytest.mark.parametrize("given", [None, "tea", ["tea"], 3])
+def test_K8_what_is_no_mapping_replaces_nothing(given: Any) -> None:
+    session = qa_session(data={"cart": []})
+    with refused(session, DataError, "a mapping from keys to values"):
+        session.data = given
 
 
 def test_K8_data_that_is_too_large_is_refused() -> None:
@@ -377,6 +430,38 @@ def test_K9_instructions_of_the_state_do_not_see_private_data(lm: ScriptedLM) ->
     ask(session, "one")
     system = lm.prompts[-1][0]["content"]
     assert "The data is {'user': 'ada'}." in system
+
+
+def test_K9_instructions_of_the_state_see_no_private_past(lm: ScriptedLM) -> None:
+    def words(state: SessionState) -> str:
+        data = [state.profile.start, *(turn.data for turn in state), *map(_data, state.earlier)]
+        return f"It was {data}, {state.turns}, {[seed.outputs for seed in state.seed]}."
+
+    session = qa_session(
+        instructions=words,
+        data={"token": "hush", "user": "ada"},
+        private_data=["token"],
+        redact_fields=["answer"],
+        initial_history=dspy.History(messages=[{"question": "old", "answer": "hush"}]),
+        summarizer=_Summarizer(),
+    )
+    session.add_turn({"question": "zero"}, {"answer": "hush"})
+    ask(session, "one")
+    session.summarize(keep=1)
+    ask(session, "two")
+    for prompt in lm.prompts:
+        assert "It was [Data({'user': 'ada'})" in prompt[0]["content"]
+        assert "hush" not in json.dumps(prompt)
+    assert session.state.earlier[0].data["token"] == "hush"
+
+
+def _data(state: SessionState) -> Data:
+    return state.data
+
+
+class _Summarizer(dspy.Module):
+    def forward(self, conversation: str) -> Any:
+        return dspy.Prediction(summary="Little.")
 
 
 # A8, C4, C5: clear, truncate, metadata

@@ -9,7 +9,7 @@ from typing import Any
 import dspy
 import pytest
 
-from dspy_session import LockError, Session, Turn, sessionify
+from dspy_session import Hooks, LockError, Session, Turn, sessionify
 from dspy_session.testing import Prompt, ScriptedLM
 from tests.talk import QA, ask, asked, history, pairs, past, questions, refused, scripted
 
@@ -335,6 +335,64 @@ def test_D16_an_async_session_inside_its_own_turn(
     for call in (session.acall, session.aforward):
         with refused(session, LockError, *INSIDE):
             asyncio.run(call(question="one"))
+
+
+@pytest.mark.parametrize("place", ["before", "after", "around"])
+@pytest.mark.parametrize("way", ["call", "stream"])
+def test_D16_a_locked_session_in_a_hook_of_its_own_turn(way: str, place: str) -> None:
+    def hook(about: Any, run: Any = None) -> Any:
+        session.ask("Again?")
+
+    def turn() -> None:
+        with refused(session, LockError, "lock='thread'", "called by a hook", "on_turn"):
+            session(question="one") if way == "call" else list(session.stream(question="one"))
+        refusals.append(True)
+
+    refusals: list[bool] = []
+    session = sessionify(on(scripted()), lock="thread", hooks=Hooks(**{place: hook}))
+    thread = threading.Thread(target=turn, daemon=True)
+    thread.start()
+    thread.join(SOON)
+    assert refusals == [True]
+    assert session.fork().ask("Again?")
+    assert session.ask("Again?"), "nothing holds the lock any more"
+
+
+def test_D16_a_locked_session_in_a_hook_of_a_session_in_its_own_hook() -> None:
+    def again(_: Any) -> None:
+        session.ask("Again?")
+
+    def other(_: Any) -> None:
+        sessionify(on(scripted()), hooks=Hooks(before=again))(question="two")
+
+    def turn() -> None:
+        with refused(session, LockError, "called by a hook"):
+            session(question="one")
+        refusals.append(True)
+
+    refusals: list[bool] = []
+    session = sessionify(on(scripted()), lock="thread", hooks=Hooks(before=other))
+    thread = threading.Thread(target=turn, daemon=True)
+    thread.start()
+    thread.join(SOON)
+    assert refusals == [True]
+
+
+@pytest.mark.parametrize("place", ["before", "after", "around"])
+@pytest.mark.parametrize("way", ["acall", "astream"])
+def test_D16_an_async_locked_session_in_a_hook_of_its_own_turn(way: str, place: str) -> None:
+    async def hook(about: Any, run: Any = None) -> Any:
+        await session.aask("Again?")
+
+    async def turn() -> None:
+        if way == "acall":
+            await session.acall(question="one")
+        async for _ in session.astream(question="one"):
+            pass
+
+    session = sessionify(on(scripted()), lock="async", hooks=Hooks(**{place: hook}))
+    with refused(session, LockError, "lock='async'", "called by a hook", "on_turn"):
+        asyncio.run(asyncio.wait_for(turn(), SOON))
 
 
 def test_D16_also_from_a_worker_thread_of_dspy() -> None:

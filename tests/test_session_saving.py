@@ -20,7 +20,7 @@ import pytest
 
 from dspy_session import FormatError, OptionError, Session, SessionError, Turn, sessionify
 from dspy_session.core import Lock
-from dspy_session.testing import ScriptedLM
+from dspy_session.testing import Prompt, ScriptedLM
 from tests.house import PROJECT
 from tests.talk import (
     QA,
@@ -49,6 +49,57 @@ def demos_program() -> Asker:
     program = Asker()
     program.qa.demos = [dspy.Example(question="a demo", answer="of someone else")]
     return program
+
+
+# K9: what a session hands on of the sessions in its program, and of what its agents noted
+
+
+class Desk(dspy.Module):
+    def __init__(self, clerk: Session) -> None:
+        super().__init__()
+        self.clerk = clerk
+
+    def forward(self, question: str) -> Any:
+        self.clerk(question=f"hush {question}")
+        return dspy.Prediction(answer="Done.")
+
+
+def test_K9_to_dict_leaves_out_what_sessions_in_the_program_keep_to_themselves() -> None:
+    clerk = qa_session(
+        data={"token": "hush", "desk": 3},
+        private_data={"token"},
+        redact_fields={"question", "answer"},  # which tells the question again
+    )
+    desk = sessionify(Desk(clerk))
+    ask(desk, "one", "two")
+    desk.undo()
+    handed = json.dumps(desk.to_dict())
+    assert "hush" not in handed
+    assert '"desk"' in handed
+    restored = Session.from_dict(desk.to_dict(), Desk(qa_session()))
+    (inner,) = restored.state.nested.values()
+    assert inner.data.to_dict() == {"desk": 3}
+    (inner,) = desk.state.nested.values()
+    assert inner.data["token"] == "hush"
+    assert "hush" in json.dumps(desk.save_state())
+
+
+@pytest.mark.parametrize("hidden", ["question", "answer"])
+def test_K9_with_a_redacted_field_go_the_messages_of_an_agent_that_repeat_it(hidden: str) -> None:
+    def agent(prompt: Prompt) -> dict[str, Any]:
+        call = {"name": "submit", "args": {"answer": "hush answer"}}
+        return {"next_thought": "So.", "tool_calls": {"tool_calls": [call]}}
+
+    lm = ScriptedLM(agent)
+    program = dspy.ReActV2("question -> answer", tools=[len])
+    with dspy.context(lm=lm, adapter=dspy.ChatAdapter()):
+        session = sessionify(program, redact_fields={hidden}, show_details=True)
+        session(question="hush question")
+        assert "hush question" in str(session.turns[0].details["history"])
+        session(question="And now?")
+        said = json.dumps(session.to_dict()) + json.dumps(session.to_messages())
+    assert f"hush {hidden}" not in json.dumps(lm.prompts[-1])
+    assert f"hush {hidden}" not in said
 
 
 # D12: save and load

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import datetime
+import math
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 
 from dspy_session import (
     ApprovalRequest,
+    OptionError,
     SessionData,
     SessionState,
     ToolError,
@@ -117,6 +119,20 @@ def test_K3_an_approval_is_for_that_very_call() -> None:
         (call_now,) = pending(state)
         assert call_now["id"] != call["id"]
         assert call_now["arguments"]["amount"] == other[1]["amount"]
+
+
+def test_K3_the_order_in_which_a_model_names_things_makes_no_other_call() -> None:
+    @session_tool(approval=True)
+    def order(items: dict[str, int], **notes: str) -> str:
+        """Order items."""
+        return "done"
+
+    class Program(dspy.Module):
+        def forward(self, question: str) -> Any:
+            order(items={"tea": 1, "mug": 2}, to="Ada", by="ship")
+            return order(by="ship", to="Ada", items={"mug": 2, "tea": 1})
+
+    assert len(pending(run(Program(), ScriptedLM()))) == 1
 
 
 def test_K3_an_approval_counts_once_in_a_turn() -> None:
@@ -387,6 +403,33 @@ def test_K3_arguments_that_nobody_can_be_shown_are_refused() -> None:
     state = SessionState()
     with pytest.raises(ToolError, match="'odd' needs approval, and this call cannot be shown"):
         run(Program(), ScriptedLM(), state, approver=lambda request: True)
+    assert len(state) == 0
+
+
+@pytest.mark.parametrize("amount", [math.nan, math.inf, {"of": [-math.inf]}])
+def test_K3_an_argument_that_json_would_change_is_refused(amount: Any) -> None:
+    """Whoever approves would be shown null, and `refund(None)` would have the same id."""
+    lm = Agent(("refund", {"amount": amount}))
+    asked: list[ApprovalRequest] = []
+
+    class Program(dspy.Module):
+        def forward(self, question: str) -> Any:
+            return refund(amount)
+
+    def approver(request: ApprovalRequest) -> bool:
+        asked.append(request)
+        return True
+
+    with pytest.raises(ToolError, match="'refund' needs approval, and this call cannot be shown"):
+        run(Program(), lm, approver=approver)
+    assert asked == []
+
+
+@pytest.mark.parametrize("wrong", [3, "yes", True])
+def test_K3_an_approver_is_a_function(wrong: Any) -> None:
+    state = SessionState()
+    with pytest.raises(OptionError, match="approver must be callable, not "):
+        run(react(), Agent(REFUND), state, approver=wrong)
     assert len(state) == 0
 
 

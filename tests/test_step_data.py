@@ -6,6 +6,7 @@ And what else a turn is given and counts: requests, instructions, LM calls.
 import asyncio
 import contextlib
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -189,10 +190,17 @@ def test_K4_two_tools_at_once_are_merged_per_key_and_the_last_write_wins() -> No
 
 
 def test_K4_many_threads_lose_no_write() -> None:
+    class Slow:
+        """A value that lets other threads go on while it is written."""
+
+        def model_dump(self, **_: Any) -> str:
+            time.sleep(0.0005)
+            return "slow"
+
     def write(number: int) -> None:
         data = current_data()
         for turn in range(20):
-            data.update({f"{number}-{turn}": turn, "shared": number})
+            data.update({f"{number}-{turn}": Slow(), "shared": number})
 
     class Many(dspy.Module):
         def forward(self, question: str) -> Any:

@@ -296,7 +296,22 @@ def test_A13_reset_clear_and_fork_after_a_summary() -> None:
     session.clear()
     assert shown(session) == []
     fork.reset()
-    assert shown(fork) == [(SUMMARY, "so far")]
+    assert shown(fork) == []
+
+
+def test_A13_reset_goes_back_to_the_seed_that_was_before_all_summaries() -> None:
+    told = dspy.History(messages=[{"question": "Who?", "answer": "A guide."}])
+    program, lm = dspy.Predict("question -> answer"), Model()
+    session = sessionify(program, initial_history=told, summarize_after_turns=1)
+    with dspy.context(lm=lm):
+        for number in range(5):
+            session(question=f"{number}?")
+    assert len(session.state.earlier) > 1
+    loaded = Session.from_dict(session.to_dict(), program)
+    for one in (session, session.fork(), loaded):
+        one.reset()
+        assert one.session_history.messages == told.messages
+        assert one.state.earlier == ()
 
 
 # --- who summarises -------------------------------------------------------------------------------

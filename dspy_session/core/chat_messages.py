@@ -12,6 +12,7 @@ This module does not know how messages make turns: see `dspy_session.core.chat`.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
@@ -99,7 +100,7 @@ class ChatMessage(msgspec.Struct, frozen=True):
             tool_call_id=message.get("tool_call_id"),
             name=message.get("name"),
         )
-        if list(made.to_dict().items()) == list(message.items()):
+        if json.dumps(made.to_dict()) == json.dumps(message):  # the order of keys counts
             return made
         return msgspec.structs.replace(made, raw=private_copy(dict(message)))
 

@@ -4,6 +4,7 @@ Rules:
 
 - The order is: the instructions, the seed, the turns, the messages that wait.
 - What was imported comes back as it came. A turn whose outputs were replaced shows the new ones.
+- A tool call that was still open when a call of the session took its place shows no more.
 - The steps of an agent stand between what the user said and the answer, as tool calls and results.
 - A field that is left out shows as `[redacted]` where it is all that somebody said.
 
@@ -26,6 +27,7 @@ from dspy_session.core.chat_messages import (
     checked_message,
     joined_text,
     message_text,
+    open_calls,
     redacted,
 )
 from dspy_session.core.copies import private_copy
@@ -197,12 +199,12 @@ class _Telling:
         came = _kept(details, CHAT_MESSAGES)
         if came:
             yield from self._as_came(came[:-1], *hidden)
-            if hidden[1] or answered is None or message_text(came[-1]) == answered:
+            if hidden[1] or message_text(came[-1]) == answered:
                 yield from self._as_came(came[-1:], *hidden)
-            else:  # somebody gave the turn another answer
+            elif answered is not None:  # somebody gave the turn another answer
                 yield {**came[-1], "content": answered}
             return
-        waited = _kept(details, WAITED_MESSAGES)
+        waited = _without_open_calls(_kept(details, WAITED_MESSAGES))
         yield from self._as_came(waited, *hidden)
         if not (waited and _is_asked(joined_text(waited), inputs)):
             yield from pair(said, None)
@@ -253,6 +255,13 @@ def _kept(details: Fields, name: str) -> list[Message]:
         return [checked_message(message) for message in details.get(name, ())]
     except (MessageError, TypeError):
         return []
+
+
+def _without_open_calls(messages: list[Message]) -> list[Message]:
+    """The messages up to a step whose results never all came, for nothing can follow on that."""
+    if not open_calls(messages):
+        return messages
+    return messages[: max(at for at, message in enumerate(messages) if message["role"] != "tool")]
 
 
 def _steps(details: Fields, key: str) -> Iterator[Message]:

@@ -13,13 +13,13 @@ This module does not know where data is held: a `SessionData` is the face of any
 
 from __future__ import annotations
 
-from collections.abc import Collection, ItemsView, Iterator, Mapping
+from collections.abc import Collection, ItemsView, Iterable, Iterator, Mapping
 from typing import Any, Final, Protocol
 
 import msgspec
 
 from dspy_session.core.data_reading import ReadableData, no_such_key
-from dspy_session.core.json_values import encoded, encoded_key
+from dspy_session.core.json_values import decoded, encoded, encoded_key
 from dspy_session.errors import DataError, OptionError
 
 __all__ = [
@@ -30,7 +30,9 @@ __all__ = [
     "DataHolder",
     "Deleted",
     "SessionData",
+    "as_changes",
     "as_data",
+    "data_of",
 ]
 
 DEFAULT_MAX_BYTES: Final = 1_000_000
@@ -183,6 +185,19 @@ EMPTY_DATA: Final = _made({}, 0)
 """No data."""
 
 
+def data_of(raws: Iterable[tuple[str, bytes]]) -> Data:
+    """Return the data whose `raws` these are.
+
+    Args:
+        raws: Keys, and the JSON under them.
+
+    Raises:
+        DataError: A key is not text.
+    """
+    held = dict(raws)
+    return _made(held, sum(encoded_key(key)[1] + len(raw) + 2 for key, raw in held.items()))
+
+
 def as_data(
     given: Data | SessionData | Mapping[str, Any] | None, max_bytes: int | None = None
 ) -> Data:
@@ -204,6 +219,25 @@ def as_data(
         _check_size(data, max_bytes)
         return data
     return EMPTY_DATA if given is None else EMPTY_DATA.changed(given, max_bytes)
+
+
+def as_changes(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return changes as they are now: as plain values, whatever becomes of those that were given.
+
+    Args:
+        given: As `Data.changed` takes them.
+
+    Raises:
+        DataError: As from `Data.changed`.
+
+    Example:
+        >>> tags = ["a"]
+        >>> changes = as_changes({"tags": tags})
+        >>> tags.append("b")
+        >>> changes
+        {'tags': ['a']}
+    """
+    return {key: DELETED if raw is None else decoded(raw) for key, raw, _ in _entries(given)}
 
 
 def _entries(changes: Mapping[str, Any]) -> Iterator[tuple[str, bytes | None, int]]:
@@ -293,9 +327,10 @@ class SessionData(ReadableData):
         SessionData({'cart': ['tea'], 'user': 'ada'})
     """
 
-    __slots__ = ("_holder",)
+    __slots__ = ("_holder", "_private")
 
     _holder: DataHolder
+    _private: Collection[str]
 
     def __init__(
         self,
@@ -303,22 +338,23 @@ class SessionData(ReadableData):
         *,
         max_bytes: int | None = DEFAULT_MAX_BYTES,
     ) -> None:
-        if max_bytes is not None and type(max_bytes) is not int:
+        if max_bytes is not None and (type(max_bytes) is not int or max_bytes < 0):
             raise OptionError(
                 "max_bytes= is a whole number of bytes, or None for no limit, "
                 f"not {max_bytes!r} ({type(max_bytes).__name__})."
             )
-        self._holder = _OwnHolder(as_data(given, max_bytes), max_bytes)
+        self._holder, self._private = _OwnHolder(as_data(given, max_bytes), max_bytes), ()
 
     @classmethod
-    def over(cls, holder: DataHolder) -> SessionData:
+    def over(cls, holder: DataHolder, private: Collection[str] = ()) -> SessionData:
         """Return a face of data that is held elsewhere.
 
         Args:
             holder: Where it is held.
+            private: The keys whose values no error and no `repr` shows.
         """
         made = cls.__new__(cls)
-        made._holder = holder
+        made._holder, made._private = holder, private
         return made
 
     @classmethod
@@ -339,6 +375,9 @@ class SessionData(ReadableData):
     def snapshot(self) -> Data:
         """Return the data as it is now, as a value that never changes."""
         return self._holder.read()
+
+    def _hides(self, key: str) -> bool:
+        return key in self._private
 
     @property
     def is_modified(self) -> bool:
@@ -404,8 +443,9 @@ class SessionData(ReadableData):
         return {"description": "session data"}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _copied, (self.snapshot(),)  # where it is held is nothing to copy or to pickle
+        # Where it is held is nothing to copy or to pickle.
+        return _copied, (self.snapshot(), tuple(self._private))
 
 
-def _copied(data: Data) -> SessionData:
-    return SessionData.over(_OwnHolder(data, DEFAULT_MAX_BYTES))
+def _copied(data: Data, private: Collection[str]) -> SessionData:
+    return SessionData.over(_OwnHolder(data, DEFAULT_MAX_BYTES), private)

@@ -6,7 +6,7 @@ Everything that is handed out is a copy: changing it changes nothing here.
 from __future__ import annotations
 
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 from dspy_session.core.json_values import decoded, read_as
 from dspy_session.errors import DataKeyError
@@ -18,6 +18,8 @@ __all__ = ["ReadableData", "no_such_key"]
 
 _Value = TypeVar("_Value")
 _Default = TypeVar("_Default")
+
+_HIDDEN: Final = "[private]"
 
 
 class ReadableData(Mapping[str, Any]):
@@ -62,7 +64,11 @@ class ReadableData(Mapping[str, Any]):
         raw = self.snapshot().raw(key)
         if raw is None:
             return default
-        return decoded(raw) if as_type is None else read_as(raw, as_type, key)
+        return decoded(raw) if as_type is None else read_as(raw, as_type, key, self._hides(key))
+
+    def _hides(self, key: str) -> bool:  # noqa: ARG002  # for those who know what is private
+        """Whether what stands under a key is in no error and no `repr`."""
+        return False
 
     def has(self, key: str) -> bool:
         """Whether there is such a key.
@@ -126,7 +132,8 @@ class ReadableData(Mapping[str, Any]):
     __hash__ = None  # type: ignore[assignment]  # equal by content, which may change or be large
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.to_dict()!r})"
+        shown = {k: _HIDDEN if self._hides(k) else value for k, value in self.to_dict().items()}
+        return f"{type(self).__name__}({shown!r})"
 
 
 def no_such_key(key: str) -> DataKeyError:

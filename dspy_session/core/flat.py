@@ -15,7 +15,7 @@ was shared is shared again; reading takes time and memory in proportion to the t
 from __future__ import annotations
 
 import copyreg
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from itertools import chain
 from typing import Any, Final, TypeVar
 
@@ -28,12 +28,12 @@ from dspy_session.core.paths import (
     write_paths,
 )
 from dspy_session.core.state import SessionState
-from dspy_session.core.tables import FlatBeside, FlatState, FlatTurn, FlatWindow, Tables
+from dspy_session.core.tables import FlatBeside, FlatState, FlatTurn, FlatWindow, Tables, shared
 from dspy_session.core.turn import NOTHING_BESIDE, Beside, Turn
 from dspy_session.core.vectors import PVector, differing
 from dspy_session.core.window import Epoch, Exchange, View, Window
 
-__all__ = ["pack", "unpack"]
+__all__ = ["handed_on", "pack", "unpack"]
 
 _DEPTH: Final = 100
 """How deep states may be nested in a file. No call of Python goes through as many sessions."""
@@ -325,6 +325,19 @@ class _Unpacking:
         return Window(
             seed=seed, log=log, offset=offset, start=start, stop=stop, epoch=epoch, view=view
         )
+
+
+def handed_on(state: SessionState, private_data: Set[str], redact_fields: Set[str]) -> SessionState:
+    """Return the same conversation as it may be handed on; it costs as much as writing it.
+
+    Args:
+        state: The conversation.
+        private_data: The keys of session data that are left out, wherever they stand.
+        redact_fields: The names of inputs, outputs and details that are left out, see `shared`.
+    """
+    if not private_data and not redact_fields:
+        return state
+    return unpack(shared(pack(state), private_data, redact_fields))
 
 
 def _at(items: Sequence[_Item], number: int) -> _Item:

@@ -110,13 +110,14 @@ def decoded(raw: bytes) -> Any:
     return msgspec.json.decode(raw)
 
 
-def read_as(raw: bytes, kind: Any, key: str) -> Any:
+def read_as(raw: bytes, kind: Any, key: str, hidden: bool = False) -> Any:
     """Return what JSON says, as a value of a type.
 
     Args:
         raw: What `encoded` returned.
         kind: The type, or a type made of types, such as `list[Item]`.
         key: The key that it stands under, for the error message.
+        hidden: Whether no error may show what is stored: agents show errors to their models.
 
     Raises:
         DataError: It does not fit, or the type is none that can be read.
@@ -127,6 +128,11 @@ def read_as(raw: bytes, kind: Any, key: str) -> Any:
         return msgspec.json.decode(raw, type=kind, dec_hook=_foreign)
     except Exception as error:  # a type's own checks may raise anything
         name = kind.__name__ if isinstance(kind, type) else repr(kind)
+        if hidden:  # and nothing that leads to the error, which may show it too
+            raise DataError(
+                f"data[{key!r}] cannot be read as {name}. What is stored is private; read it as a "
+                "type that it fits, or without as_type."
+            ) from None
         raise DataError(
             f"data[{key!r}] cannot be read as {name}: {error}. What is stored is "
             f"{_shortened(raw.decode())}; read it as a type that it fits, or without as_type."

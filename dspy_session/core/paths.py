@@ -22,9 +22,17 @@ import msgspec
 from dspy_session.core.vectors import PVector, vector
 from dspy_session.core.window import Epoch, Exchange, Window
 
-__all__ = ["Path", "gather_paths", "read_numbers", "read_vector", "write_patches", "write_paths"]
+__all__ = [
+    "LONGEST_RUN",
+    "Path",
+    "gather_paths",
+    "read_numbers",
+    "read_vector",
+    "write_patches",
+    "write_paths",
+]
 
-_RUN: Final = 64
+LONGEST_RUN: Final = 64
 """The most positions of one patch, so that a short file cannot ask for long work."""
 
 Patch = tuple[int, int, int]
@@ -204,7 +212,7 @@ def write_patches(cells: Iterable[tuple[int, int]], offset: int = 0) -> list[Pat
     patches: list[Patch] = []
     at = first = count = 0
     for position, number in cells:
-        if count and count < _RUN and position - at == count == number - first:
+        if count and count < LONGEST_RUN and position - at == count == number - first:
             count += 1
         else:
             if count:
@@ -233,7 +241,7 @@ def read_numbers(path: Path, count: int) -> dict[int, int]:
     numbers: dict[int, int] = {}
     for position, first, run in path.patches:
         inside = path.start <= position and position + run <= path.stop
-        if not inside or not 1 <= run <= _RUN or first < 0 or first + run > count:
+        if not inside or not 1 <= run <= LONGEST_RUN or first < 0 or first + run > count:
             raise IndexError(f"a path puts {first} + {run} of {count} at {position}")
         numbers.update(zip(range(position, position + run), range(first, first + run), strict=True))
     return numbers

@@ -181,14 +181,15 @@ def rewind(state: SessionState, to: int, *, redoable: bool = True) -> SessionSta
 
 
 def reset(state: SessionState) -> SessionState:
-    """Return the start of the conversation: id, profile and seed stay, turns go.
+    """Return the start of the conversation: id, profile and seed stay, turns and summaries go.
 
     Indices begin at 0, and the session data is again what the session started with.
 
     Args:
         state: The conversation.
     """
-    return _anew(state, state.seed, state.profile.start)
+    (began, *_) = (*state.earlier, state)
+    return _anew(state, began.seed, state.profile.start)
 
 
 def clear(state: SessionState) -> SessionState:

@@ -117,13 +117,14 @@ class Exchange:
     def without(self, names: Set[str]) -> Exchange:
         """Return an exchange without some of its inputs, outputs and details.
 
-        With an input or an output go the chat messages that it came from: they say the same.
+        With an input or an output go the details that say the same once more: the chat messages
+        that it came from, the messages that an agent exchanged in its run.
 
         Args:
             names: The names; those that it has not are passed over.
         """
         said = {*self._inputs, *self._outputs}
-        hidden = {*names, *_SAID_AGAIN} if not said.isdisjoint(names) else names
+        hidden = {*names, *self._said_again()} if not said.isdisjoint(names) else names
         if hidden.isdisjoint((*said, *self._details)):
             return self
         return Exchange(
@@ -132,6 +133,15 @@ class Exchange:
                 for fields in (self._inputs, self._outputs, self._details)
             )
         )
+
+    def _said_again(self) -> set[str]:
+        """The names of the details that hold messages, in which the fields stand once more."""
+        said = {*self._inputs, *self._outputs}
+        return {
+            name
+            for name, value in self._details.items()
+            if name in _SAID_AGAIN or _has_message_of(value, said)
+        }
 
     def shown(self, view: View) -> dict[str, Any]:
         """Return the fields that `view` shows, inputs first.
@@ -150,12 +160,15 @@ class Exchange:
     def told(self, view: View) -> dict[str, Any]:
         """Return the fields that readable text shows: those of `shown`, and perhaps the details.
 
-        A field keeps its value where a detail has the same name.
+        A field keeps its value where a detail has the same name. Where a field is hidden, so are
+        the details in which it stands once more.
         """
         fields = self.shown(view)
         if view.details:
+            whole = len(fields) == len({*self._inputs, *self._outputs})
+            hidden = {*view.exclude, *(_SAID_AGAIN if whole else self._said_again())}
             for name, value in self._details.items():
-                if name not in view.exclude and name not in _SAID_AGAIN:
+                if name not in hidden:
                     fields.setdefault(name, value)
         return fields
 
@@ -179,6 +192,12 @@ class Exchange:
     def __repr__(self) -> str:
         details = f", details={self._details!r}" if self._details else ""
         return f"Exchange(inputs={self._inputs!r}, outputs={self._outputs!r}{details})"
+
+
+def _has_message_of(detail: Any, fields: Set[str]) -> bool:
+    return isinstance(detail, list) and any(
+        isinstance(part, Mapping) and not fields.isdisjoint(part) for part in detail
+    )
 
 
 EMPTY: Final[PVector[Exchange]] = vector()

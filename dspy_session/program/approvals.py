@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import inspect
+import json
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
@@ -168,9 +169,9 @@ def _request(frame: Frame, name: str, arguments: Mapping[str, Any]) -> ApprovalR
 
 def _as_json(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        plain: dict[str, Any] = msgspec.json.decode(
-            msgspec.json.encode(dict(arguments), enc_hook=_model_as_json)
-        )
+        values = msgspec.to_builtins(dict(arguments), enc_hook=_model_as_json, str_keys=True)
+        json.dumps(values, allow_nan=False)  # msgspec writes null for it
+        plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(values))
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ToolError(
             f"The tool {name!r} needs approval, and this call cannot be shown to anybody, for its "

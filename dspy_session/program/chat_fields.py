@@ -43,7 +43,8 @@ def chat_fields(
         raise CallError(
             f"Chat messages become turns by two fields, one for each role, but "
             f"{type(program).__name__} has not exactly one text input and one text output. Say "
-            'which they are: fields={"user": "request", "assistant": "reply"}.'
+            'which they are: fields={"user": "request", "assistant": "reply"}; to a session, by '
+            'message_fields={"user": "request", "assistant": "reply"}.'
         )
     return inferred
 

@@ -19,6 +19,7 @@ from dspy_session.core.options import Scope, SessionOptions
 from dspy_session.core.profile import Instructions, as_instructions
 from dspy_session.core.state import SessionState
 from dspy_session.core.step import Step, prepare, refuse_history_field
+from dspy_session.core.transitions import rewind
 from dspy_session.core.turn import Attempt, Run, usage_pairs
 from dspy_session.core.window import Exchange
 from dspy_session.core.writes import replace_data
@@ -28,7 +29,7 @@ from dspy_session.program.anatomy import has_foreign_code, has_inner_agents
 from dspy_session.program.fingerprints import fingerprint
 from dspy_session.program.flows import Call
 from dspy_session.program.frame import FRAME_KEY, Draft, Frame, current_frame, running_copy
-from dspy_session.program.nested import NestedStates
+from dspy_session.program.nested import NestedStates, told_outside
 from dspy_session.program.outcomes import Outcome, prediction_in, recorded_results
 from dspy_session.program.own_adapters import (
     AdapterKeeper,
@@ -68,6 +69,7 @@ class Course:
         if self.slot.field != options.history_field:
             options = msgspec.structs.replace(options, history_field=self.slot.field)
         self.program, self.state, self.options, self.settings = program, state, options, settings
+        self.sees = state if at is None else rewind(state, at)
         self.owner, self.approver, self.trial = owner, approver, trial
         self.fields, self.given = _split_history(inputs, self.slot.field)
         self.step = self._prepared(self.fields, at, records)
@@ -79,7 +81,7 @@ class Course:
             )
         self.drafts: list[Draft] = []
         self.watched = False
-        self._id, self._began, self._clock = new_id(), time.time(), time.perf_counter()
+        self.id, self._began, self._clock = new_id(), time.time(), time.perf_counter()
 
     def _prepared(self, fields: Mapping[str, Any], at: int | None, records: bool) -> Step:
         given, data, options = self.given, self.settings.data, self.options
@@ -105,7 +107,7 @@ class Course:
         """What every predictor is told in this turn."""
         if self.twin is not None:
             return self.twin.instructions
-        return told_in(self.state, self.step.beside.data, self.options, given)
+        return told_in(self.sees, self.step.beside.data, self.program, self.options, given)
 
     # --- the program ------------------------------------------------------------------------------
 
@@ -201,7 +203,7 @@ class Course:
         drafts = self.drafts
         total = drafts[0] if len(drafts) == 1 else Draft.sum_of(drafts)
         return Run(
-            id=self._id,
+            id=self.id,
             time=self._began,
             duration=time.perf_counter() - self._clock,
             usage=usage_pairs(total.get_total_tokens()),
@@ -289,14 +291,16 @@ def _surroundings(frame: Frame, watched: bool) -> dict[str, Any]:
 
 
 def told_in(
-    state: SessionState, data: Data, options: SessionOptions, given: Told
+    state: SessionState, data: Data, program: dspy.Module, options: SessionOptions, given: Told
 ) -> Instructions | None:
     """Return what every predictor is told beside a conversation.
 
     Args:
         state: The conversation.
-        data: The session data beside it; a function of the state sees what of it is not private.
-        options: The session's options.
+        data: The session data beside it.
+        program: The program that it is held with.
+        options: The session's options. A function of the state sees nothing that they keep private
+            or redact.
         given: The instructions; None for those of the state.
 
     Raises:
@@ -304,7 +308,7 @@ def told_in(
     """
     if not callable(given):
         return state.instructions if given is None else as_instructions(given)
-    made = given(replace_data(state, data.without(options.private_data)))
+    made = given(told_outside(replace_data(state, data), program, options))
     if not isinstance(made, str | Instructions):
         raise OptionError(
             "Instructions that are a function of the state must return text or Instructions, "

@@ -36,7 +36,7 @@ def current_data() -> SessionData:
         >>> step(state, Counter(), {"question": "Hi"})[0]
         2
     """
-    return SessionData.over(running_turn("current_data()").data)
+    return running_turn("current_data()").session_data
 
 
 def current_request() -> Mapping[str, Any]:

@@ -16,7 +16,7 @@ import msgspec
 from dspy.utils.callback import ACTIVE_CALL_ID
 from dspy.utils.usage_tracker import UsageTracker
 
-from dspy_session.core.data import EMPTY_DATA
+from dspy_session.core.data import EMPTY_DATA, SessionData
 from dspy_session.core.options import Scope, SessionOptions
 from dspy_session.core.profile import Instructions
 from dspy_session.core.window import Window
@@ -217,6 +217,11 @@ class Frame(msgspec.Struct, frozen=True, eq=False):
     request: Mapping[str, Any] = EMPTY_DATA
     approver: Callable[..., Any] | None = None
     approvals: frozenset[str] = frozenset()
+
+    @property
+    def session_data(self) -> SessionData:
+        """The session data, as tools and the program see it."""
+        return SessionData.over(self.data, self.options.private_data)
 
     def owned(self, caller: Any) -> tuple[dspy.Predict, ...]:
         """Return the program's predictors that `caller` is, or is a copy of; none for others.

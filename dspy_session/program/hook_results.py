@@ -68,13 +68,14 @@ def passed_on(
     return call.replace(inputs=inputs, data=returned.data, instructions=returned.instructions)
 
 
-def taken(hook: Callable[..., Any], seen: AfterTurn, returned: Any) -> AfterTurn:
+def taken(hook: Callable[..., Any], seen: AfterTurn, returned: Any, turn: str) -> AfterTurn:
     """Return what an after-hook made of a turn.
 
     Args:
         hook: The hook.
         seen: What it saw.
         returned: What it returned.
+        turn: The id of the turn.
 
     Raises:
         HookError: It may not return that.
@@ -87,20 +88,21 @@ def taken(hook: Callable[..., Any], seen: AfterTurn, returned: Any) -> AfterTurn
             f"The after-hook {name_of(hook)} returned {_what(returned)}; it may return the "
             "AfterTurn that it was given, one made by result.replace(...), or None for no change."
         )
-    if returned.prediction is not seen.prediction:
+    if returned._replaced or returned.prediction is not seen.prediction:
         raise HookError(
             f"The after-hook {name_of(hook)} changed the prediction; only middleware can: "
             "Hooks(around=...)."
         )
-    return result_of(hook, returned)
+    return result_of(hook, returned, turn)
 
 
-def result_of(hook: Callable[..., Any], returned: Any) -> AfterTurn:
+def result_of(hook: Callable[..., Any], returned: Any, turn: str) -> AfterTurn:
     """Return what middleware returned, checked.
 
     Args:
         hook: The middleware, or an after-hook.
         returned: What it returned.
+        turn: The id of the turn.
 
     Raises:
         HookError: It may not return that.
@@ -110,7 +112,13 @@ def result_of(hook: Callable[..., Any], returned: Any) -> AfterTurn:
     if not isinstance(returned, AfterTurn) or origin is None:
         raise HookError(
             f"The middleware {name_of(hook)} returned {_what(returned)}; it must return what "
-            "run(call) returned, or call.answer({...}), or one of these changed by .replace(...)."
+            "run(call) returned, or call.answer({...}), or one of these changed by .replace(...). "
+            "To refuse the turn it raises TurnRefusedError('why')."
+        )
+    if origin.outcome.run.id != turn:
+        raise HookError(
+            f"The hook {name_of(hook)} returned the result of an earlier turn. To give an answer "
+            "that it has kept, middleware returns call.answer(outputs)."
         )
     fixed = ("turn", "tool_calls", "state", "request")
     if any(getattr(returned, name) is not getattr(origin.made, name) for name in fixed):

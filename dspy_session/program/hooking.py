@@ -1,17 +1,19 @@
 """Hooks around a turn: the flow of a turn that has some.
 
 Middleware is around everything, the first one outermost; then the before-hooks, the program and the
-after-hooks. What each hands back is checked at once, so that the next one sees the truth.
+after-hooks. From one to the next goes an `Outcome`, of which each is shown a picture of its own.
+What it hands back is checked at once, so that the next one sees the truth.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from typing import Any
+from typing import Any, Final
 
 import dspy
 import msgspec
 
+from dspy_session.core.copies import private_copy
 from dspy_session.core.profile import Instructions
 from dspy_session.program.course import Course
 from dspy_session.program.flows import Around, Ask, Wish
@@ -20,9 +22,11 @@ from dspy_session.program.hooks import AfterTurn, BeforeTurn, Hooks, Origin
 from dspy_session.program.outcomes import Outcome, committed, prediction_in, recorded_results
 from dspy_session.program.turn_data import TurnData, differences
 
-__all__ = ["hooked"]
+__all__ = ["hooked", "in_a_hook_of"]
 
-_Part = Generator[Wish, Any, AfterTurn]
+_Part = Generator[Wish, Any, Outcome]
+
+_OWNERS_KEY: Final = "dspy_session_hooked"  # of dspy.context: whose hooks are running
 
 
 def hooked(
@@ -43,16 +47,26 @@ def hooked(
     """
     call = BeforeTurn(
         inputs=course.fields,
-        state=course.state,
+        state=course.sees,
         data=course.step.beside.data,
         instructions=instructions,
         request=course.request,
     )
-    result = yield from _around(course, hooks, 0, call)
-    outcome: Outcome = _origin(result).outcome
+    owners = (*(dspy.settings.get(_OWNERS_KEY) or ()), course.owner)
+    with dspy.context(**{_OWNERS_KEY: owners}):
+        outcome = yield from _around(course, hooks, 0, call)
     if len(course.drafts) > 1:  # what was tried in vain has been paid for too
         outcome = msgspec.structs.replace(outcome, run=course.went())
     return outcome
+
+
+def in_a_hook_of(owner: object) -> bool:
+    """Whether a session's hooks are running in this thread or task.
+
+    Args:
+        owner: The session.
+    """
+    return any(one is owner for one in dspy.settings.get(_OWNERS_KEY) or ())
 
 
 def _around(course: Course, hooks: Hooks, depth: int, call: BeforeTurn) -> _Part:
@@ -62,14 +76,21 @@ def _around(course: Course, hooks: Hooks, depth: int, call: BeforeTurn) -> _Part
     hook = hooks.middleware[depth]
 
     def answered(passed: BeforeTurn, outputs: Mapping[str, Any]) -> AfterTurn:
-        return _answered(course, passed_on(hook, call, given, passed), outputs)
+        passed = passed_on(hook, call, given, passed)
+        return _presented(course, _answered(course, passed, outputs))
 
-    def rest(passed: Any) -> _Part:
-        return _around(course, hooks, depth + 1, passed_on(hook, call, given, passed))
+    def rest(passed: Any) -> Generator[Wish, Any, AfterTurn]:
+        passed = passed_on(hook, call, given, passed)
+        return _seen(course, _around(course, hooks, depth + 1, passed))
 
     given = handed(call, answered)
     returned = yield Around(hook, given, rest)
-    return _settled(course, result_of(hook, returned))
+    return _settled(course, result_of(hook, returned, course.id))
+
+
+def _seen(course: Course, part: _Part) -> Generator[Wish, Any, AfterTurn]:
+    """Run what middleware runs, and show it the outcome."""
+    return _presented(course, (yield from part))
 
 
 def _within(course: Course, hooks: Hooks, call: BeforeTurn) -> _Part:
@@ -79,30 +100,28 @@ def _within(course: Course, hooks: Hooks, call: BeforeTurn) -> _Part:
         returned = yield Ask(before, given)
         call = passed_on(before, call, given, returned)
     step, data = course.with_inputs(call.inputs), _data(course, call)
-    result = _presented(course, (yield from course.run(step, call.inputs, data, call.instructions)))
+    outcome = yield from course.run(step, call.inputs, data, call.instructions)
     for after in hooks.after_hooks:
-        returned = yield Ask(after, result)
-        result = _settled(course, taken(after, result, returned))
-    return result
+        seen = _presented(course, outcome)
+        returned = yield Ask(after, seen)
+        outcome = _settled(course, taken(after, seen, returned, course.id))
+    return outcome
 
 
-def _answered(course: Course, call: BeforeTurn, outputs: Mapping[str, Any]) -> AfterTurn:
+def _answered(course: Course, call: BeforeTurn, outputs: Mapping[str, Any]) -> Outcome:
     """What middleware answers in the program's place."""
     step, data = course.with_inputs(call.inputs), _data(course, call)
     frame = course.frame(step, data, call.instructions)
-    return _presented(
-        course,
-        Outcome(
-            returned=dspy.Prediction(**outputs),
-            step=step,
-            outputs=dict(outputs),
-            details={},
-            run=course.went(),
-            options=course.options,
-            nested=frame.nested,
-            frame=frame,
-            writes=data.end(),
-        ),
+    return Outcome(
+        returned=dspy.Prediction(**outputs),
+        step=step,
+        outputs=dict(outputs),
+        details={},
+        run=course.went(),
+        options=course.options,
+        nested=frame.nested,
+        frame=frame,
+        writes=data.end(),
     )
 
 
@@ -113,37 +132,37 @@ def _data(course: Course, call: BeforeTurn) -> TurnData:
 
 
 def _presented(course: Course, outcome: Outcome) -> AfterTurn:
-    """What hooks see of an outcome."""
+    """What one hook sees of an outcome, which no hook can change in place."""
+    outcome = msgspec.structs.replace(
+        outcome, outputs=private_copy(outcome.outputs), details=private_copy(outcome.details)
+    )
     as_recorded = msgspec.structs.replace(outcome.step, records=True)
     turn, _ = committed(course.state, msgspec.structs.replace(outcome, step=as_recorded))
     assert turn is not None
     made = AfterTurn(
         turn=turn,
         prediction=prediction_in(outcome.returned),
-        state=course.state,
+        state=course.sees,
         data=outcome.writes.now,
         metadata=course.state.metadata.changed(outcome.metadata),
-        tool_calls=tuple(outcome.frame.draft.tool_calls),
+        tool_calls=tuple(private_copy(outcome.frame.draft.tool_calls)),
         request=course.request,
     )
     return msgspec.structs.replace(made, _origin=Origin(outcome, made))
 
 
-def _settled(course: Course, result: AfterTurn) -> AfterTurn:
-    """What the next hook sees, when one has changed something."""
-    outcome, made = _origin(result).outcome, _origin(result).made
+def _settled(course: Course, result: AfterTurn) -> Outcome:
+    """What a hook made of the outcome that it was shown."""
+    origin = result._origin
+    assert origin is not None  # `result_of` has seen to that
+    outcome: Outcome = origin.outcome
+    made = origin.made
     changes: dict[str, Any] = {}
-    if result.prediction is not made.prediction:
+    if result._replaced or result.prediction is not made.prediction:
         changes["returned"] = result.prediction
         changes["outputs"], changes["details"] = recorded_results(result.prediction, outcome.frame)
     if written := differences(made.data, result.data):
         changes["writes"] = outcome.writes.and_then(written, course.options.max_data_bytes)
     if noted := differences(made.metadata, result.metadata):
         changes["metadata"] = {**outcome.metadata, **noted}
-    return _presented(course, msgspec.structs.replace(outcome, **changes)) if changes else result
-
-
-def _origin(result: AfterTurn) -> Origin:
-    origin = result._origin
-    assert origin is not None  # `result_of` has seen to that
-    return origin
+    return msgspec.structs.replace(outcome, **changes) if changes else outcome

@@ -5,8 +5,8 @@
 - *Middleware* wraps all that: it may run the turn again, answer in its stead, replace the answer.
 
 Each takes one frozen value and returns a changed one, or None for no change; nothing else that they
-do to it counts. They are sync or async in every call mode. What they raise is an error of the turn:
-the conversation stays as it was.
+do to it is recorded. They are sync or async in every call mode. What they raise is an error of the
+turn: the conversation stays as it was.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class BeforeTurn(msgspec.Struct, frozen=True, eq=False, kw_only=True):
             **others: None; state and request cannot be changed.
 
         Raises:
-            HookError: `inputs` is no mapping of names, or there are others.
+            HookError: `inputs` is no mapping of names, `data` is None, or there are others.
             DataError: JSON cannot hold `data`.
             OptionError: `instructions` are not text.
         """
@@ -90,7 +90,7 @@ class BeforeTurn(msgspec.Struct, frozen=True, eq=False, kw_only=True):
         if inputs is not UNSET:
             changes["inputs"] = _named(inputs)
         if data is not UNSET:
-            changes["data"] = as_data(data)
+            changes["data"] = _whole(data, "data")
         if instructions is not UNSET:
             changes["instructions"] = as_instructions(instructions)
         return msgspec.structs.replace(self, **changes)
@@ -132,7 +132,7 @@ class AfterTurn(msgspec.Struct, frozen=True, eq=False, kw_only=True):
 
     Attributes:
         turn: The turn as it would be recorded now.
-        prediction: What the program returned.
+        prediction: What the program returned; the very object that the caller gets.
         data: The session data as the turn leaves it.
         metadata: The session's metadata.
         tool_calls: The calls of tools that have ended, in that order.
@@ -148,6 +148,7 @@ class AfterTurn(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     tool_calls: tuple[ToolCall, ...] = ()
     request: Mapping[str, Any] = EMPTY_DATA
     _origin: Origin | None = None
+    _replaced: bool = False  # also by itself, when middleware has changed it in place
 
     @property
     def usage(self) -> dict[str, dict[str, Any]]:
@@ -182,17 +183,17 @@ class AfterTurn(msgspec.Struct, frozen=True, eq=False, kw_only=True):
             **others: None; nothing else can be changed.
 
         Raises:
-            HookError: There are others.
+            HookError: `data` or `metadata` is None, or there are others.
             DataError: JSON cannot hold `data` or `metadata`.
         """
         _refuse_others(others, "data and metadata, and in middleware the prediction")
         changes: dict[str, Any] = {}
         if data is not UNSET:
-            changes["data"] = as_data(data)
+            changes["data"] = _whole(data, "data")
         if metadata is not UNSET:
-            changes["metadata"] = as_data(metadata)
+            changes["metadata"] = _whole(metadata, "metadata")
         if prediction is not UNSET:
-            changes["prediction"] = prediction
+            changes["prediction"], changes["_replaced"] = prediction, True
         return msgspec.structs.replace(self, **changes)
 
 
@@ -210,6 +211,9 @@ class Origin(msgspec.Struct, frozen=True, eq=False):
 
     outcome: Any
     made: AfterTurn
+
+    def __repr__(self) -> str:
+        return "..."  # all of the turn, which nobody wants to see who prints an AfterTurn
 
 
 BeforeHook = Callable[[BeforeTurn], Any]
@@ -312,6 +316,15 @@ def _named(fields: Any, what: str = "inputs") -> dict[str, Any]:
             f'{{"question": "Hi"}}, not {fields!r}.'
         )
     return dict(fields)
+
+
+def _whole(data: Any, what: str) -> Data:
+    if data is None:
+        raise HookError(
+            f"A hook gives {what} whole, and None is no {what}. Leave it out for no change, or "
+            "give {} to take everything away."
+        )
+    return as_data(data)
 
 
 def _refuse_others(others: Mapping[str, Any], changeable: str) -> None:

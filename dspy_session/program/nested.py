@@ -17,11 +17,13 @@ from typing import Any, TypeVar
 
 import dspy
 
+from dspy_session.core.flat import handed_on
+from dspy_session.core.options import SessionOptions
 from dspy_session.core.state import SessionState
 from dspy_session.errors import SessionError
 from dspy_session.program.anatomy import walk
 
-__all__ = ["Nestable", "NestedStates"]
+__all__ = ["Nestable", "NestedStates", "told_outside"]
 
 _Result = TypeVar("_Result")
 _Transition = Callable[[SessionState], tuple[Any, SessionState]]
@@ -32,9 +34,11 @@ class Nestable:
 
     Attributes:
         _state: The conversation while no turn runs around it.
+        _options: How it behaves.
     """
 
     _state: SessionState
+    _options: SessionOptions
 
 
 class _Inner:
@@ -142,3 +146,24 @@ class NestedStates:
         if id(session) in self._paths:
             return session
         return self._by_id.get(session._state.id)
+
+
+def told_outside(
+    state: SessionState, program: dspy.Module, options: SessionOptions
+) -> SessionState:
+    """Return a conversation as it may be handed on, those of the sessions in its program included.
+
+    What one of them keeps to itself is left out of all, for the others may have been told it.
+
+    Args:
+        state: The conversation.
+        program: The program that it is held with.
+        options: The options of the session around it.
+    """
+    inside = [module._options for _, module in walk(program) if isinstance(module, Nestable)]
+    everyone = [options, *inside]
+    return handed_on(
+        state,
+        frozenset().union(*(one.private_data for one in everyone)),
+        frozenset().union(*(one.redact_fields for one in everyone)),
+    )

@@ -9,7 +9,7 @@ import dspy
 
 from dspy_session.core.options import SessionOptions
 from dspy_session.core.state import SessionState
-from dspy_session.errors import CallError
+from dspy_session.errors import CallError, OptionError
 from dspy_session.program.anatomy import check_module
 from dspy_session.program.call_modes import async_call, sync_call
 from dspy_session.program.flows import adrive, drive
@@ -157,6 +157,8 @@ def checked(
         )
     if options is not None and not isinstance(options, SessionOptions):
         raise CallError(f"options must be SessionOptions, not {type(options).__name__}.")
+    if approver is not None and not callable(approver):
+        raise OptionError(f"approver must be callable, not {type(approver).__name__}.")
     check_module(module)
     options = options or _DEFAULTS
     refuse_conflicts(module, options)

@@ -128,7 +128,7 @@ class _Handing(msgspec.Struct, frozen=True):
             raise TypeError(f"{self.name}() got an unexpected argument {self.parameter!r}")
         bound = self.public.bind(*args, **kwargs)
         if self.parameter is not None:
-            arguments = {**bound.arguments, self.parameter: SessionData.over(frame.data)}
+            arguments = {**bound.arguments, self.parameter: frame.session_data}
             bound = inspect.BoundArguments(self.private, arguments)
         return frame, bound
 
