@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 if _TYPE_CHECKING:
     from dspy_session.core.chat import ChatFields, ChatMessage, ChatToolCall
     from dspy_session.core.chat_formats import from_jsonl, from_sharegpt, to_jsonl, to_sharegpt
-    from dspy_session.core.data import DELETED, Data, SessionData
+    from dspy_session.core.data import DELETED, Data
     from dspy_session.core.options import SessionOptions
     from dspy_session.core.profile import Instructions
+    from dspy_session.core.session_data import SessionData
     from dspy_session.core.state import SessionState
     from dspy_session.core.tokens import summary_due, token_count
     from dspy_session.core.turn import Attempt, Turn
@@ -87,7 +88,7 @@ _HOMES = {
     "OptionError": "errors",
     "PayloadError": "errors",
     "Session": "session",
-    "SessionData": "core.data",
+    "SessionData": "core.session_data",
     "SessionError": "errors",
     "SessionOptions": "core.options",
     "SessionState": "core.state",

@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 import dspy
 
 from dspy_session.core.copies import copy_fields
-from dspy_session.core.data import EMPTY_DATA, Data, SessionData, as_changes
+from dspy_session.core.data import EMPTY_DATA, Data, as_changes
 from dspy_session.core.options import SessionOptions
+from dspy_session.core.session_data import SessionData
 from dspy_session.core.state import SessionState, visible_window
 from dspy_session.core.step import commit, prepare, refuse_history_field
 from dspy_session.core.transitions import (

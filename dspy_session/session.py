@@ -18,9 +18,10 @@ from dspy_session.attached import Attached, InstructionsOf
 from dspy_session.branch import Branch
 from dspy_session.conversation import Conversation
 from dspy_session.core.chat import ChatFields
-from dspy_session.core.data import Data, SessionData, as_data
+from dspy_session.core.data import Data, as_data
 from dspy_session.core.options import CopyMode, Lock, SessionOptions, make_options
 from dspy_session.core.profile import Instructions, Profile, as_instructions
+from dspy_session.core.session_data import SessionData
 from dspy_session.core.state import SessionState, start, with_id
 from dspy_session.core.tokens import TokenCounter
 from dspy_session.core.transitions import rewind, truncate

@@ -10,7 +10,8 @@ import dspy
 from dspy.streaming import StatusMessageProvider
 
 from dspy_session.asking import Asking
-from dspy_session.core.data import Data, SessionData
+from dspy_session.core.data import Data
+from dspy_session.core.session_data import SessionData
 from dspy_session.errors import TurnIndexError
 from dspy_session.program.events import StreamEvent
 from dspy_session.program.settings import CallSettings, call_settings

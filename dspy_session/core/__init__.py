@@ -19,7 +19,7 @@ from dspy_session.core.chat import (
 )
 from dspy_session.core.chat_formats import from_jsonl, from_sharegpt, to_jsonl, to_sharegpt
 from dspy_session.core.copies import private_copy
-from dspy_session.core.data import DELETED, EMPTY_DATA, Data, SessionData, as_data
+from dspy_session.core.data import DELETED, EMPTY_DATA, Data, as_data
 from dspy_session.core.options import (
     CopyMode,
     HistoryPolicy,
@@ -30,6 +30,7 @@ from dspy_session.core.options import (
     make_options,
 )
 from dspy_session.core.profile import Instructions, Place, Profile, as_instructions
+from dspy_session.core.session_data import SessionData
 from dspy_session.core.state import SessionState, start, visible_window, with_id
 from dspy_session.core.step import Step, commit, prepare
 from dspy_session.core.transitions import (

@@ -8,28 +8,26 @@ Rules:
 - A value is kept as its bytes, so everything that is handed out is a copy, and the size is known.
   A write costs what it writes, and a little per key: never the size of what is there already.
 
-This module does not know where data is held: a `SessionData` is the face of any `Holder`.
+What is held somewhere and changes there has a face like a dict: `dspy_session.core.session_data`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, ItemsView, Iterable, Iterator, Mapping
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import msgspec
 
-from dspy_session.core.data_reading import ReadableData, no_such_key
+from dspy_session.core.data_reading import ReadableData
 from dspy_session.core.json_values import decoded, encoded, encoded_key
-from dspy_session.errors import DataError, OptionError
+from dspy_session.errors import DataError
 
 __all__ = [
     "DEFAULT_MAX_BYTES",
     "DELETED",
     "EMPTY_DATA",
     "Data",
-    "DataHolder",
     "Deleted",
-    "SessionData",
     "as_changes",
     "as_data",
     "data_of",
@@ -199,7 +197,7 @@ def data_of(raws: Iterable[tuple[str, bytes]]) -> Data:
 
 
 def as_data(
-    given: Data | SessionData | Mapping[str, Any] | None, max_bytes: int | None = None
+    given: Data | ReadableData | Mapping[str, Any] | None, max_bytes: int | None = None
 ) -> Data:
     """Return what is given as a value.
 
@@ -263,189 +261,3 @@ def _check_size(data: Data, max_bytes: int | None) -> None:
             "less, or set another limit: the option max_data_bytes of a session, or max_bytes= of "
             "SessionData (None for no limit). Nothing was changed."
         )
-
-
-class DataHolder(Protocol):
-    """Where data is held that a `SessionData` shows: a session, or a running turn."""
-
-    def read(self) -> Data:
-        """Return the data as it is now."""
-        ...
-
-    def change(self, changes: Mapping[str, Any]) -> None:
-        """Take over all changes, or none: values, and `DELETED` for what is to go.
-
-        Args:
-            changes: As `Data.changed` takes them.
-
-        Raises:
-            DataError: As from `Data.changed`.
-        """
-        ...
-
-    def base(self) -> Data:
-        """Return the data as it was when this began."""
-        ...
-
-
-class _OwnHolder:
-    """Holds the data of a `SessionData` that stands alone."""
-
-    def __init__(self, data: Data, max_bytes: int | None) -> None:
-        self._data = self._base = data
-        self._max_bytes = max_bytes
-
-    def read(self) -> Data:
-        return self._data
-
-    def change(self, changes: Mapping[str, Any]) -> None:
-        self._data = self._data.changed(changes, self._max_bytes)
-
-    def base(self) -> Data:
-        return self._base
-
-
-class SessionData(ReadableData):
-    """Data that goes with a conversation, like a dict: JSON values under text keys.
-
-    `session.data` is one, and so is what a tool is handed. Made by itself, it stands alone: for a
-    test of a tool, for example.
-
-    Args:
-        given: Keys and values to begin with.
-        max_bytes: How large the data may get, as JSON; None for no limit.
-
-    Raises:
-        DataError: JSON cannot hold it, or it is too large.
-        OptionError: `max_bytes` is no number.
-
-    Example:
-        >>> data = SessionData({"cart": []})
-        >>> data["cart"] = [*data["cart"], "tea"]
-        >>> data.set("user", "ada")
-        >>> data
-        SessionData({'cart': ['tea'], 'user': 'ada'})
-    """
-
-    __slots__ = ("_holder", "_private")
-
-    _holder: DataHolder
-    _private: Collection[str]
-
-    def __init__(
-        self,
-        given: Mapping[str, Any] | None = None,
-        *,
-        max_bytes: int | None = DEFAULT_MAX_BYTES,
-    ) -> None:
-        if max_bytes is not None and (type(max_bytes) is not int or max_bytes < 0):
-            raise OptionError(
-                "max_bytes= is a whole number of bytes, or None for no limit, "
-                f"not {max_bytes!r} ({type(max_bytes).__name__})."
-            )
-        self._holder, self._private = _OwnHolder(as_data(given, max_bytes), max_bytes), ()
-
-    @classmethod
-    def over(cls, holder: DataHolder, private: Collection[str] = ()) -> SessionData:
-        """Return a face of data that is held elsewhere.
-
-        Args:
-            holder: Where it is held.
-            private: The keys whose values no error and no `repr` shows.
-        """
-        made = cls.__new__(cls)
-        made._holder, made._private = holder, private
-        return made
-
-    @classmethod
-    def from_dict(
-        cls, given: Mapping[str, Any], *, max_bytes: int | None = DEFAULT_MAX_BYTES
-    ) -> SessionData:
-        """Return data that stands alone, with what `to_dict` returned, for example.
-
-        Args:
-            given: Keys and values.
-            max_bytes: How large the data may get, as JSON; None for no limit.
-
-        Raises:
-            DataError: It is no mapping, JSON cannot hold it, or it is too large.
-        """
-        return cls(EMPTY_DATA.changed(given), max_bytes=max_bytes)
-
-    def snapshot(self) -> Data:
-        """Return the data as it is now, as a value that never changes."""
-        return self._holder.read()
-
-    def _hides(self, key: str) -> bool:
-        return key in self._private
-
-    @property
-    def is_modified(self) -> bool:
-        """Whether it differs from what it was when it was made or loaded."""
-        return self._holder.read() != self._holder.base()
-
-    def set(self, key: str, value: Any) -> None:
-        """Set a value; what was there under that key is replaced.
-
-        Args:
-            key: The key, text that is not empty.
-            value: Anything that JSON can hold, or a dataclass, pydantic model, msgspec struct or
-                enum member, at any depth.
-
-        Raises:
-            DataError: JSON cannot hold it, or the data would get too large. Nothing is changed.
-        """
-        name, _ = encoded_key(key)
-        self._holder.change({name: value})
-
-    def delete(self, key: str) -> None:
-        """Delete a key, if it is there.
-
-        Args:
-            key: The key.
-
-        Raises:
-            DataError: The key is not text.
-        """
-        name, _ = encoded_key(key)
-        self._holder.change({name: DELETED})
-
-    def update(self, values: Mapping[str, Any]) -> None:
-        """Set several values, all or none.
-
-        Args:
-            values: The values by key.
-
-        Raises:
-            DataError: As for `set`. Nothing is changed.
-        """
-        self._holder.change(values)
-
-    def clear(self) -> None:
-        """Delete all keys."""
-        self._holder.change(dict.fromkeys(self.snapshot(), DELETED))
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        self.set(key, value)
-
-    def __delitem__(self, key: str) -> None:
-        if not self.has(key):
-            raise no_such_key(key)
-        self.delete(key)
-
-    # DSPy asks pydantic about each parameter of a tool, before `session_tool` takes this one away.
-    @classmethod
-    def __get_pydantic_core_schema__(cls, *_: Any) -> dict[str, Any]:
-        return {"type": "is-instance", "cls": cls}
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, *_: Any) -> dict[str, Any]:
-        return {"description": "session data"}
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Where it is held is nothing to copy or to pickle.
-        return _copied, (self.snapshot(), tuple(self._private))
-
-
-def _copied(data: Data, private: Collection[str]) -> SessionData:
-    return SessionData.over(_OwnHolder(data, DEFAULT_MAX_BYTES), private)

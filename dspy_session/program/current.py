@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dspy_session.core.data import SessionData
+from dspy_session.core.session_data import SessionData
 from dspy_session.errors import ToolError
 from dspy_session.program.frame import Frame, current_frame
 

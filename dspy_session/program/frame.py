@@ -16,9 +16,10 @@ import msgspec
 from dspy.utils.callback import ACTIVE_CALL_ID
 from dspy.utils.usage_tracker import UsageTracker
 
-from dspy_session.core.data import EMPTY_DATA, SessionData
+from dspy_session.core.data import EMPTY_DATA
 from dspy_session.core.options import Scope, SessionOptions
 from dspy_session.core.profile import Instructions
+from dspy_session.core.session_data import SessionData
 from dspy_session.core.window import Window
 from dspy_session.program.anatomy import owned_predictors, predictors
 from dspy_session.program.nested import Nestable, NestedStates

@@ -19,7 +19,7 @@ from typing import Any, Final, overload
 import dspy
 import msgspec
 
-from dspy_session.core.data import SessionData
+from dspy_session.core.session_data import SessionData
 from dspy_session.errors import ToolError
 from dspy_session.program.approvals import adecided, decided
 from dspy_session.program.current import running_turn
