@@ -197,3 +197,13 @@ def test_bad_lines(line: str, match: str) -> None:
     with pytest.raises(MessageError, match=match):
         from_jsonl(lines)
     assert lines == [json.dumps(HI), line]
+
+
+@pytest.mark.parametrize("wrong", [None, 5, {"messages": []}, "text", [5], [None]])
+def test_A3_what_holds_no_messages_is_an_error_of_ours(wrong: Any) -> None:
+    with pytest.raises(MessageError):
+        to_sharegpt(wrong)
+    with pytest.raises(MessageError):
+        list(to_jsonl(wrong))
+    with pytest.raises(MessageError):
+        from_jsonl(wrong)

@@ -30,6 +30,7 @@ from dspy_session.core.chat_messages import (
     ChatToolCall,
     checked_message,
     joined_text,
+    listed_messages,
     message_text,
     open_calls,
 )
@@ -252,13 +253,8 @@ def add_messages(
             position, counted from 0.
         HistoryError: A field has the name of the history field.
     """
-    if isinstance(messages, str | Mapping) or not isinstance(messages, Iterable):
-        hint = "; of a record with messages, pass those" if isinstance(messages, Mapping) else ""
-        raise MessageError(
-            f"Chat messages must be a list of dicts, not {type(messages).__name__}{hint}."
-        )
     turns = []
-    for position, message in enumerate(messages):
+    for position, message in enumerate(listed_messages(messages)):
         try:
             turn, state = add_message(state, message, fields, ids() if ids else "", options)
         except MessageError as error:

@@ -16,6 +16,7 @@ from typing import Any, Final
 from dspy_session.core.chat_messages import (
     ChatMessage,
     checked_message,
+    listed_messages,
     message_text,
     open_calls,
 )
@@ -164,7 +165,7 @@ def to_sharegpt(
         >>> to_sharegpt([{"role": "user", "content": "Hi"}])
         {'conversations': [{'from': 'human', 'value': 'Hi'}]}
     """
-    checked = [checked_message(message) for message in messages]
+    checked = [checked_message(message) for message in listed_messages(messages)]
     return {"conversations": [e for message in _in_order(checked) for e in _entries(message)]}
 
 
@@ -225,9 +226,15 @@ def from_jsonl(lines: Iterable[str]) -> list[list[Message]]:
     """
     if isinstance(lines, str):
         lines = lines.split("\n")  # not splitlines(): JSON text may hold other line breaks
+    elif not isinstance(lines, Iterable):
+        raise MessageError(
+            f"Lines of JSON must be text or lines of it, not {type(lines).__name__}."
+        )
     conversations: list[list[Message]] = []
     together = False
     for number, line in enumerate(lines, start=1):
+        if not isinstance(line, str):
+            raise MessageError(f"line {number}: A line must be text, not {type(line).__name__}.")
         if not line.strip():
             together = False
             continue
@@ -279,8 +286,8 @@ def to_jsonl(
         >>> list(to_jsonl([[{"role": "user", "content": "Hi"}]]))
         ['{"messages": [{"role": "user", "content": "Hi"}]}\n']
     """
-    for messages in conversations:
-        record = {"messages": [checked_message(message) for message in messages]}
+    for messages in listed_messages(conversations):
+        record = {"messages": [checked_message(message) for message in listed_messages(messages)]}
         yield _json_text(record) + "\n"
 
 

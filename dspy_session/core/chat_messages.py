@@ -29,6 +29,7 @@ __all__ = [
     "ChatToolCall",
     "checked_message",
     "joined_text",
+    "listed_messages",
     "message_text",
     "open_calls",
     "redacted",
@@ -185,6 +186,23 @@ def open_calls(messages: Sequence[Mapping[str, Any]]) -> dict[str, str]:
             return {c["id"]: c["function"]["name"] for c in calls if c["id"] not in answered}
         answered.add(message["tool_call_id"])
     return {}
+
+
+def listed_messages(given: Any) -> Iterable[Any]:
+    """Return messages as they came, if they are several things and not one.
+
+    Args:
+        given: What should be chat messages.
+
+    Raises:
+        MessageError: It cannot be gone through, or is one text or one dict.
+    """
+    if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
+        hint = "; of a record with messages, pass those" if isinstance(given, Mapping) else ""
+        raise MessageError(
+            f"Chat messages must be a list of dicts, not {type(given).__name__}{hint}."
+        )
+    return given
 
 
 def checked_message(given: Mapping[str, Any] | ChatMessage) -> dict[str, Any]:
