@@ -19,7 +19,13 @@ that builtin too, so `except ValueError` around a wrong option keeps working:
     ├── TurnRefusedError (RuntimeError)    a hook refused the turn
     ├── ToolError (RuntimeError)           a session tool that cannot work where it stands
     ├── ValueCodecError (TypeError)        a value cannot be written out, or its codec failed
-    └── FormatError (ValueError)           stored data is corrupt, truncated, or from the future
+    ├── FormatError (ValueError)           stored data is corrupt, truncated, or from the future
+    └── StoreError (RuntimeError)          a store cannot be reached, read or written
+        ├── SessionNotFoundError (LookupError)  a store has no session of that id
+        ├── SessionExistsError (ValueError)     a store has a session of that id already
+        ├── ConflictError                       somebody else wrote the session meanwhile
+        ├── SessionSizeError (ValueError)       a session would become larger than it may
+        └── SecretError (ValueError)            stored payloads cannot be read with this key
 
 Each message says what was expected, what came, and what to do. After any of them the conversation
 is what it was before the call.
@@ -27,8 +33,11 @@ is what it was before the call.
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "CallError",
+    "ConflictError",
     "DataError",
     "DataKeyError",
     "FormatError",
@@ -40,7 +49,12 @@ __all__ = [
     "ModuleTypeError",
     "OptionError",
     "PayloadError",
+    "SecretError",
     "SessionError",
+    "SessionExistsError",
+    "SessionNotFoundError",
+    "SessionSizeError",
+    "StoreError",
     "ToolError",
     "TurnIndexError",
     "TurnRefusedError",
@@ -125,3 +139,42 @@ class ValueCodecError(SessionError, TypeError):
 
 class FormatError(SessionError, ValueError):
     """Stored data cannot be read: corrupt, truncated, of another kind, or from the future."""
+
+
+class StoreError(SessionError, RuntimeError):
+    """A store cannot be reached, read or written; the driver's own error is the cause.
+
+    What the store was asked to write is not acknowledged. To try again is safe.
+    """
+
+
+class SessionNotFoundError(StoreError, LookupError):
+    """A store has no session of that id."""
+
+
+class SessionExistsError(StoreError, ValueError):
+    """A store has a session of that id already."""
+
+
+class ConflictError(StoreError):
+    """Somebody else wrote the session since it was read; nothing was written over.
+
+    Attributes:
+        session_id: The session's id.
+        turn: The finished turn that could not be appended; None if the change was no turn.
+        prediction: What the program returned for it, so that no paid call is lost.
+    """
+
+    def __init__(
+        self, message: str, *, session_id: str = "", turn: Any = None, prediction: Any = None
+    ) -> None:
+        super().__init__(message)
+        self.session_id, self.turn, self.prediction = session_id, turn, prediction
+
+
+class SessionSizeError(StoreError, ValueError):
+    """A session would become larger than its store lets it; no model was called."""
+
+
+class SecretError(StoreError, ValueError):
+    """Stored payloads cannot be read with this key, or not without one."""

@@ -1,0 +1,61 @@
+"""Which nodes of a family its refs reach: what must stay when something is deleted.
+
+A ref reaches the nodes of its chain down to its first, and the stretches that it and those nodes
+link to. A node also *shows* nodes of its chain that are older than the session's first (a turn saw
+them before they were trimmed): those stay for their payload alone, and what they need goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from dspy_session.stores.records import Ref, Span
+
+__all__ = ["Bone", "unreached"]
+
+
+class Bone(msgspec.Struct, frozen=True):
+    """What is needed of a node to know what it reaches; see `Node`."""
+
+    key: int
+    parent: int | None
+    depth: int
+    low: int
+    links: tuple[Span, ...] = ()
+
+
+def unreached(refs: Iterable[Ref], bones: Mapping[int, Bone]) -> set[int]:
+    """Return the keys of the nodes that no ref reaches; it costs about one look at each node.
+
+    Args:
+        refs: All refs of a family.
+        bones: All nodes of the family, by key.
+    """
+    spans = [
+        span
+        for ref in refs
+        for span in ([] if ref.tip is None else [Span(ref.tip, ref.first)]) + list(ref.links)
+    ]
+    reached: dict[int, int] = {}  # by key, the lowest floor with which it was come to
+    shown: dict[int, int] = {}  # by key, down to which depth those before it are shown
+    while spans:
+        span = spans.pop()
+        low, bone = span.floor, bones.get(span.key)
+        while bone is not None and bone.depth >= span.floor:
+            if reached.get(bone.key, bone.depth + 1) <= span.floor:
+                break
+            if bone.key not in reached:
+                spans.extend(bone.links)
+            reached[bone.key] = span.floor
+            low = min(low, bone.low)
+            bone = _parent(bone, bones)
+        while bone is not None and bone.depth >= low < shown.get(bone.key, bone.depth + 1):
+            shown[bone.key] = low
+            bone = _parent(bone, bones)
+    return bones.keys() - reached.keys() - shown.keys()
+
+
+def _parent(bone: Bone, bones: Mapping[int, Bone]) -> Bone | None:
+    return None if bone.parent is None else bones.get(bone.parent)
