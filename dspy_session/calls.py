@@ -7,29 +7,33 @@ LM is called, unless the session was made with a lock.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from dspy_session.core.options import Lock
 from dspy_session.core.state import SessionState
 from dspy_session.core.turn import Attempt, Turn
-from dspy_session.errors import CallError, LockError
+from dspy_session.errors import CallError, LockError, StoreError
 from dspy_session.program import run as program_run
-from dspy_session.program.call_modes import async_call, sync_call
+from dspy_session.program.call_modes import async_call, seen_through, sync_call
 from dspy_session.program.evaluating import evaluating
-from dspy_session.program.events import StreamEvent
+from dspy_session.program.events import StreamEvent, TurnEvent
 from dspy_session.program.frame import Frame, frame_of, home_of
 from dspy_session.program.hooking import in_a_hook_of
 from dspy_session.program.listening import choose
+from dspy_session.program.outcomes import answer_to, answered_meanwhile, returned_again
 from dspy_session.program.settings import NO_SETTINGS, CallSettings, split_settings
 from dspy_session.program.streamify import ended_with, unless_left
-from dspy_session.program.streaming import Streaming, astreamed, streamed
+from dspy_session.program.streaming import Streaming, as_prediction, astreamed, streamed
 from dspy_session.summarizing import Summarizing
 
 __all__ = ["Calls"]
+
+_Done = TypeVar("_Done")
 
 logger = logging.getLogger("dspy_session")
 
@@ -158,12 +162,14 @@ class Calls(Summarizing):
     ) -> Any:
         trial = self._is_tried()
         with self._locks.turn(self._checked_lock(args, Lock.THREAD, trial)):
+            answered = self._begin(settings, trial)
+            if answered is not None:
+                return returned_again(answered, self._options)
             self._make_room(kwargs, at, trial)
             flow = self._flow(kwargs, settings, at, trial)
             outcome = program_run.drive(flow, unless_left(super().__call__))
             turn, _ = self._record(outcome)
-        self._announce(turn, outcome)
-        return ended_with(outcome.returned)
+        return ended_with(self._announce(turn, outcome))
 
     async def _acall(
         self,
@@ -174,12 +180,44 @@ class Calls(Summarizing):
     ) -> Any:
         trial = self._is_tried()
         async with self._locks.async_turn(self._checked_lock(args, Lock.ASYNC, trial)):
+            answered = await self._waited_for(lambda: self._begin(settings, trial))
+            if answered is not None:
+                return returned_again(answered, self._options)
             await self._amake_room(kwargs, at, trial)
             flow = self._flow(kwargs, settings, at, trial)
             outcome = await program_run.adrive(flow, super().acall)
-            turn, _ = self._record(outcome)
-        self._announce(turn, outcome)
-        return ended_with(outcome.returned)
+            turn, cancelled = await self._arecord(outcome)
+        returned = self._announce(turn, outcome)
+        if cancelled is not None:
+            raise cancelled
+        return ended_with(returned)
+
+    async def _arecord(
+        self, outcome: program_run.Outcome
+    ) -> tuple[Turn | None, asyncio.CancelledError | None]:
+        """As `_record`, with the cancellation that came too late, while the turn was stored."""
+        if self._journal is None:
+            return self._record(outcome)[0], None
+        (turn, _), cancelled = await seen_through(lambda: self._record(outcome))
+        return turn, cancelled
+
+    async def _waited_for(self, work: Callable[[], _Done]) -> _Done:
+        """Do what may wait for a store, and leave the event loop free meanwhile."""
+        return work() if self._journal is None else await asyncio.to_thread(work)
+
+    def _begin(self, settings: CallSettings, trial: bool) -> Turn | None:
+        """Refuse a turn for which there is no room; return the one that answered the request."""
+        if trial or home_of(self) is not None:
+            return None
+        request_id, journal = settings.request_id, self._journal
+        answered = None
+        if request_id is not None and journal is not None:
+            answered = journal.answered(lambda: self._state, request_id, self._publish)
+        elif request_id is not None:
+            answered = answer_to(self._state, request_id)
+        if answered is None:
+            self._check_room()
+        return answered
 
     def _is_tried(self) -> bool:
         """Whether nothing of a call is kept: an evaluator or an optimizer asks, or it is frozen.
@@ -225,7 +263,10 @@ class Calls(Summarizing):
         lock = self._checked_lock(args, Lock.THREAD, trial)
         plan = self._streaming(kwargs, settings, trial, super().__call__)
         hold = self._with_room(lambda: self._locks.stream(lock), kwargs, trial)
-        return streamed(plan, hold)
+        events = streamed(plan, hold)
+        if self._journal is None and settings.request_id is None:
+            return events
+        return self._unless_answered(events, settings, trial)
 
     def _astream(
         self,
@@ -237,7 +278,34 @@ class Calls(Summarizing):
         lock = self._checked_lock(args, Lock.ASYNC, trial)
         plan = self._streaming(kwargs, settings, trial, super().acall)
         hold = self._with_room_async(lambda: self._locks.async_stream(lock), kwargs, trial)
-        return astreamed(plan, hold)
+        events = astreamed(plan, hold)
+        if self._journal is None and settings.request_id is None:
+            return events
+        return self._unless_answered_async(events, settings, trial)
+
+    def _unless_answered(
+        self, events: Generator[StreamEvent, None, None], settings: CallSettings, trial: bool
+    ) -> Generator[StreamEvent, None, None]:
+        answered = self._begin(settings, trial)
+        if answered is None:
+            yield from events
+        else:
+            yield self._answer(answered)
+
+    async def _unless_answered_async(
+        self, events: AsyncGenerator[StreamEvent, None], settings: CallSettings, trial: bool
+    ) -> AsyncGenerator[StreamEvent, None]:
+        answered = await self._waited_for(lambda: self._begin(settings, trial))
+        if answered is not None:
+            yield self._answer(answered)
+            return
+        async with contextlib.aclosing(events):
+            async for event in events:
+                yield event
+
+    def _answer(self, turn: Turn) -> TurnEvent:
+        returned = returned_again(turn, self._options)
+        return TurnEvent(as_prediction(returned), turn, self._state)
 
     def _streaming(
         self,
@@ -254,32 +322,49 @@ class Calls(Summarizing):
             choice=choose(self.module, settings.stream_fields),
             statuses=settings.status_messages,
             missed=None if trial else self._missed,
+            waits=self._journal is not None,
         )
 
     def _record(self, outcome: program_run.Outcome) -> tuple[Turn | None, SessionState]:
+        turn: Turn | None = None
+
         def publish(
             state: SessionState,
         ) -> tuple[tuple[Turn | None, SessionState], SessionState]:
-            turn, after = program_run.committed(state, outcome)
+            nonlocal turn
+            turn, after = answered_meanwhile(state, outcome), state
+            if turn is None:
+                turn, after = program_run.committed(state, outcome)
             return (turn, after), after
 
-        return self._move(publish)
+        try:
+            return self._move(publish)
+        except StoreError as error:
+            error.turn, error.prediction = turn, outcome.returned
+            raise
 
     def _missed(self, attempt: Attempt) -> None:
         with self._locks.state:
             kept = deque((*self._attempts, attempt), maxlen=self._options.max_stored_attempts)
             self._attempts = tuple(kept)
 
-    def _announce(self, turn: Turn | None, outcome: program_run.Outcome) -> None:
-        """Tell `on_turn`, after those of nested sessions; within a turn, when that is recorded."""
+    def _announce(self, turn: Turn | None, outcome: program_run.Outcome) -> Any:
+        """Tell `on_turn`, after those of nested sessions; within a turn, when that is recorded.
+
+        Returns:
+            What the call is to return.
+        """
         if turn is None:
-            return
+            return outcome.returned
+        if turn.id != outcome.run.id:  # the same request was answered meanwhile
+            return returned_again(turn, self._options)
         home = home_of(self)
         if home is not None:
             home.announcements.append(lambda: self._tell(turn))
-            return
-        outcome.nested.announce()
-        self._tell(turn)
+        else:
+            outcome.nested.announce()
+            self._tell(turn)
+        return outcome.returned
 
     def _tell(self, turn: Turn) -> None:
         if self._attached.on_turn is None:

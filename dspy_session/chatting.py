@@ -79,6 +79,7 @@ class Chatting(Conversation, Branch):
 
     def _add(self, add: Callable[[SessionState], tuple[_Added, SessionState]]) -> _Added:
         """Add messages, but no system message that a function of the state would stand in for."""
+        self._check_room()
 
         def added(state: SessionState) -> tuple[_Added, SessionState]:
             turns, after = add(state)

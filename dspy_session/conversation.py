@@ -31,6 +31,7 @@ from dspy_session.core.transitions import (
 from dspy_session.core.turn import Run, Turn
 from dspy_session.core.writes import describe, replace_data, write
 from dspy_session.errors import CallError
+from dspy_session.journal.keeping import Journal
 from dspy_session.locks import Locks
 from dspy_session.program.examples import Metric, Verdict, examples_of, scored
 from dspy_session.program.frame import frame_of, home_of
@@ -49,6 +50,9 @@ class Conversation(Nestable):
     While a turn runs whose program holds this session, its conversation lives in that turn.
     """
 
+    _journal: Journal | None = None
+    """Keeps the session in a store, if it is in one."""
+
     def __init__(self, state: SessionState, options: SessionOptions) -> None:
         self._state, self._options, self._locks = state, options, Locks()
         self._began_with = state.data
@@ -63,9 +67,38 @@ class Conversation(Nestable):
         home = home_of(self)
         if home is not None:
             return home.move(self, transition)
+        if self._journal is not None:
+            return self._journal.move(lambda: self._state, transition, self._publish)
         with self._locks.state:
             result, self._state = transition(self._state)
         return result
+
+    def _publish(self, state: SessionState) -> None:
+        with self._locks.state:
+            self._state = state
+
+    def _check_room(self) -> None:
+        """Refuse a turn of a session that is as large as its store lets it be."""
+        if self._journal is not None and home_of(self) is None:
+            self._journal.check_room()
+
+    def refresh(self, *, discard: bool = False) -> None:
+        """Read the session anew from its store, if somebody else wrote it.
+
+        Args:
+            discard: Whether changes that were not saved yet may be lost.
+
+        Raises:
+            CallError: The session is in no store, or has changes that were not saved.
+            SessionNotFoundError: It was deleted.
+            StoreError: The store cannot be read.
+        """
+        if self._journal is None:
+            raise CallError(
+                "This session is kept in memory only, so there is nothing to read anew. Open one "
+                "with SessionManager(program, store).open(id)."
+            )
+        self._journal.refresh(self._publish, discard=discard)
 
     @property
     def state(self) -> SessionState:
@@ -212,6 +245,7 @@ class Conversation(Nestable):
             HistoryError: A field is named like the history field.
             CallError: One of the two is no mapping from names to values.
         """
+        self._check_room()
         run, options = Run(id=new_id()), self._options
         given, made = copy_fields(inputs, "inputs"), copy_fields(outputs, "outputs")
 

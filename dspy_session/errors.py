@@ -145,7 +145,14 @@ class StoreError(SessionError, RuntimeError):
     """A store cannot be reached, read or written; the driver's own error is the cause.
 
     What the store was asked to write is not acknowledged. To try again is safe.
+
+    Attributes:
+        turn: The finished turn that could not be stored; None if it was about no turn.
+        prediction: What the program returned for it, so that no paid call is lost.
     """
+
+    turn: Any = None
+    prediction: Any = None
 
 
 class SessionNotFoundError(StoreError, LookupError):
@@ -161,15 +168,11 @@ class ConflictError(StoreError):
 
     Attributes:
         session_id: The session's id.
-        turn: The finished turn that could not be appended; None if the change was no turn.
-        prediction: What the program returned for it, so that no paid call is lost.
     """
 
-    def __init__(
-        self, message: str, *, session_id: str = "", turn: Any = None, prediction: Any = None
-    ) -> None:
+    def __init__(self, message: str, session_id: str = "") -> None:
         super().__init__(message)
-        self.session_id, self.turn, self.prediction = session_id, turn, prediction
+        self.session_id = session_id
 
 
 class SessionSizeError(StoreError, ValueError):

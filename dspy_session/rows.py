@@ -5,29 +5,33 @@ Field values become plain on the way, and are read again; every error says of wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import msgspec
 
 from dspy_session.core import tables
 from dspy_session.core.chat import Pending, absorb
-from dspy_session.core.chat_messages import SYSTEM_ROLES, checked_message
-from dspy_session.core.data import as_data, data_of
+from dspy_session.core.data import data_of
 from dspy_session.core.json_values import decoded, encoded
 from dspy_session.core.paths import LONGEST_RUN, write_patches
-from dspy_session.core.profile import NO_PROFILE, Instructions, Place, Profile
+from dspy_session.core.profile import NO_PROFILE
 from dspy_session.core.state import checked_id
-from dspy_session.core.turn import Run
-from dspy_session.core.values import REGISTERED, ValueCodecs, from_plain, to_plain
+from dspy_session.core.values import REGISTERED, ValueCodecs, to_plain
 from dspy_session.core.window import Exchange, View
-from dspy_session.errors import FormatError, ValueCodecError
+from dspy_session.parts import (
+    fields_from_wire,
+    fields_to_wire,
+    message_from_wire,
+    number_from_wire,
+    profile_from_wire,
+    profile_to_wire,
+    run_from_wire,
+    run_to_wire,
+)
 from dspy_session.wire import (
     WireBeside,
     WireConversation,
     WireExchange,
-    WireProfile,
-    WireRun,
     WireState,
     WireTurn,
     WireView,
@@ -90,13 +94,6 @@ def _where(number: int, index: int, states: Sequence[tables.FlatState | WireStat
 def _turn_to_wire(
     turn: tables.FlatTurn, exchange: Exchange | None, where: str, codecs: ValueCodecs
 ) -> WireTurn:
-    run = turn.run
-    facts = _fields_to_wire(
-        {"time": run.time, "duration": run.duration, "cost": run.cost, "score": turn.score},
-        where,
-        "its",
-        REGISTERED,
-    )
     wire = WireExchange({}) if exchange is None else _exchange_to_wire(exchange, where, codecs)
     return WireTurn(
         index=turn.index,
@@ -105,20 +102,8 @@ def _turn_to_wire(
         details=wire.details,
         exchange=turn.exchange if exchange is None else None,
         saw=msgspec.structs.astuple(turn.window),
-        run=WireRun(
-            id=run.id,
-            time=facts["time"],
-            duration=facts["duration"],
-            usage=_fields_to_wire(
-                {m: dict(counts) for m, counts in run.usage}, where, "usage of", REGISTERED
-            ),
-            cost=facts["cost"],
-            fingerprint=run.fingerprint,
-            request_id=run.request_id,
-            lm_calls=run.lm_calls,
-            sent=run.sent,
-        ),
-        score=facts["score"],
+        run=run_to_wire(turn.run, where),
+        score=to_plain(turn.score),
         feedback=turn.feedback,
         before=turn.before,
         beside=turn.beside,
@@ -129,7 +114,7 @@ def _beside_to_wire(beside: tables.FlatBeside, entries: _Entries) -> WireBeside:
     numbers = [entries.setdefault(entry, len(entries)) for entry in beside.data.raws()]
     runs = [(first, run) for _, first, run in write_patches(enumerate(numbers))]
     waiting = [
-        _fields_to_wire(message, "a message that waits", "its", REGISTERED)
+        fields_to_wire(message, "a message that waits", "its", REGISTERED)
         for message in beside.pending
     ]
     return WireBeside(beside.nested, runs, waiting)
@@ -145,45 +130,16 @@ def _state_to_wire(state: tables.FlatState) -> WireState:
         ahead=state.ahead,
         written=state.written,
         earlier=state.earlier,
-        profile=None if state.profile.same_as(NO_PROFILE) else _profile_to_wire(state.profile),
-    )
-
-
-def _profile_to_wire(profile: Profile) -> WireProfile:
-    told, system = profile.instructions, profile.system
-    return WireProfile(
-        instructions=None if told is None else told.text,
-        place=str(Place.AFTER if told is None else told.place),
-        metadata=profile.metadata.to_dict(),
-        start=profile.start.to_dict(),
-        system=None
-        if system is None
-        else _fields_to_wire(system, "the system message", "its", REGISTERED),
+        profile=None if state.profile.same_as(NO_PROFILE) else profile_to_wire(state.profile),
     )
 
 
 def _exchange_to_wire(exchange: Exchange, where: str, codecs: ValueCodecs) -> WireExchange:
     return WireExchange(
-        inputs=_fields_to_wire(exchange.inputs, where, "input", codecs),
-        outputs=_fields_to_wire(exchange.outputs, where, "output", codecs),
-        details=_fields_to_wire(exchange.details, where, "detail", codecs),
+        inputs=fields_to_wire(exchange.inputs, where, "input", codecs),
+        outputs=fields_to_wire(exchange.outputs, where, "output", codecs),
+        details=fields_to_wire(exchange.details, where, "detail", codecs),
     )
-
-
-def _fields_to_wire(
-    fields: Mapping[str, Any], where: str, role: str, codecs: ValueCodecs
-) -> dict[str, Any]:
-    plain = {}
-    for name, value in fields.items():
-        try:
-            plain[name] = to_plain(value, codecs)
-        except ValueCodecError as error:
-            raise ValueCodecError(
-                f"Cannot save {where}: {role} {name!r} ({type(value).__qualname__}): {error}. "
-                "Or leave the field out of what the program takes or returns. "
-                "Nothing was written, and in memory the session goes on."
-            ) from error
-    return plain
 
 
 def from_rows(wire: WireConversation, codecs: ValueCodecs) -> tables.Tables:
@@ -236,23 +192,12 @@ def from_rows(wire: WireConversation, codecs: ValueCodecs) -> tables.Tables:
 
 
 def _turn_from_wire(turn: WireTurn, exchange: int, where: str) -> tables.FlatTurn:
-    usage = _values(turn.run.usage, where, "usage of", REGISTERED)
     return tables.FlatTurn(
         index=turn.index,
         exchange=exchange,
         window=tables.FlatWindow(*turn.saw),
-        run=Run(
-            id=turn.run.id,
-            time=_number(turn.run.time),
-            duration=_number(turn.run.duration),
-            usage=tuple((model, tuple(dict(counts).items())) for model, counts in usage.items()),
-            cost=_number(turn.run.cost),
-            fingerprint=turn.run.fingerprint,
-            request_id=turn.run.request_id,
-            lm_calls=turn.run.lm_calls,
-            sent=turn.run.sent,
-        ),
-        score=_number(turn.score),
+        run=run_from_wire(turn.run, where),
+        score=number_from_wire(turn.score),
         feedback=turn.feedback,
         before=turn.before,
         beside=turn.beside,
@@ -266,14 +211,10 @@ def _beside_from_wire(wire: WireBeside, entries: list[tuple[str, bytes]]) -> tab
     data = data_of(entry for first, run in wire.data for entry in entries[first : first + run])
     waiting: Pending = ()
     for message in wire.pending:
-        waiting, exchange = absorb(waiting, _message_from_wire(message, "a message that waits"))
+        waiting, exchange = absorb(waiting, message_from_wire(message, "a message that waits"))
         if exchange is not None:
             raise ValueError("a message that waits is an answer")
     return tables.FlatBeside(wire.nested, data, waiting)
-
-
-def _message_from_wire(message: Mapping[str, Any], where: str) -> dict[str, Any]:
-    return checked_message(_values(message, where, "its", REGISTERED))
 
 
 def _flat_state_from_wire(wire: WireState) -> tables.FlatState:
@@ -286,47 +227,13 @@ def _flat_state_from_wire(wire: WireState) -> tables.FlatState:
         ahead=wire.ahead,
         written=wire.written,
         earlier=wire.earlier,
-        profile=NO_PROFILE if wire.profile is None else _profile_from_wire(wire.profile),
-    )
-
-
-def _profile_from_wire(wire: WireProfile) -> Profile:
-    told = wire.instructions
-    system = None if wire.system is None else _message_from_wire(wire.system, "the system message")
-    if system is not None and system["role"] not in SYSTEM_ROLES:
-        raise ValueError(f"the system message is one of the {system['role']}")
-    return Profile(
-        instructions=None if told is None else Instructions(told, Place(wire.place)),
-        metadata=as_data(wire.metadata),
-        start=as_data(wire.start),
-        system=system,
+        profile=NO_PROFILE if wire.profile is None else profile_from_wire(wire.profile),
     )
 
 
 def _exchange_from_wire(exchange: WireExchange, where: str, codecs: ValueCodecs) -> Exchange:
     return Exchange(
-        _values(exchange.inputs, where, "input", codecs),
-        _values(exchange.outputs, where, "output", codecs),
-        _values(exchange.details, where, "detail", codecs),
+        fields_from_wire(exchange.inputs, where, "input", codecs),
+        fields_from_wire(exchange.outputs, where, "output", codecs),
+        fields_from_wire(exchange.details, where, "detail", codecs),
     )
-
-
-def _number(plain: Any) -> float | None:
-    value = from_plain(plain)
-    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
-        return value
-    raise ValueError(f"expected a number, not {value!r}")
-
-
-def _values(
-    fields: Mapping[str, Any], where: str, role: str, codecs: ValueCodecs
-) -> dict[str, Any]:
-    values = {}
-    for name, plain in fields.items():
-        try:
-            values[name] = from_plain(plain, codecs)
-        except FormatError as error:
-            raise FormatError(
-                f"Cannot load {where}: {role} {name!r}: {error}. Nothing was loaded."
-            ) from error
-    return values

@@ -86,6 +86,7 @@ class Saving(Using):
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()
         state.pop("_locks")
+        state.pop("_journal", None)  # a copy is in no store
         state["_attempts"] = ()
         if _bare.get():
             state.update(_state=SessionState(), _attached=Attached(), _began_with=EMPTY_DATA)

@@ -29,6 +29,7 @@ from dspy_session.core.turn import Turn
 from dspy_session.core.writes import describe, instruct, replace_data
 from dspy_session.errors import CallError, FormatError, HistoryError, MessageError, OptionError
 from dspy_session.files import AnyPath, read_conversation
+from dspy_session.journal.keeping import Journal
 from dspy_session.locks import Locks
 from dspy_session.program import run as program_run
 from dspy_session.program.anatomy import check_module, copy_program
@@ -127,16 +128,44 @@ class _Session(Saving):
             if keywords.get(name) is not None:
                 raise CallError(f"{name} is part of the state; start the state with it instead.")
         session = cls(module, **keywords)
-        given, options = session._state, session._options
-        if keywords.get("session_id") is not None or state.id is None:
-            state = with_id(state, given.id)
-        if keywords.get("instructions") is not None:
-            state = instruct(state, given.instructions)
-        if keywords.get("data") is not None:
-            state = replace_data(state, given.data)
-        state = describe(state, given.metadata)
-        state = truncate(state, options.max_stored_turns)
+        state = session._taking_over(keywords)(state)
         session._state, session._began_with = state, state.data
+        return session
+
+    def _taking_over(self, keywords: Mapping[str, Any]) -> Callable[[SessionState], SessionState]:
+        """What the keywords that a session was made with change of a state that it takes over."""
+        given, options = self._state, self._options
+
+        def taken_over(state: SessionState) -> SessionState:
+            if keywords.get("session_id") is not None or state.id is None:
+                state = with_id(state, given.id)
+            if keywords.get("instructions") is not None:
+                state = instruct(state, given.instructions)
+            if keywords.get("data") is not None:
+                state = replace_data(state, given.data)
+            state = describe(state, given.metadata)
+            return truncate(state, options.max_stored_turns)
+
+        return taken_over
+
+    @classmethod
+    def kept(cls, journal: Journal, module: dspy.Module, **keywords: Any) -> Self:
+        """Return a session that is kept in a store; `SessionManager` makes them.
+
+        Args:
+            journal: Binds it to its place there.
+            module: The program to go on with.
+            **keywords: As in `from_state`, without `session_id`.
+
+        Raises:
+            CallError: As in `from_state`.
+            StoreError: What the keywords change could not be stored.
+        """
+        session = cls(module, **keywords)
+        changed = session._taking_over(keywords)
+        session._state, session._journal = journal.held.state, journal
+        session._began_with = session._state.data
+        session._move(lambda state: (None, changed(state)))
         return session
 
     # --- how it behaves ---------------------------------------------------------------------------
@@ -205,7 +234,8 @@ class _Session(Saving):
     def fork(self, at: int | None = None, *, session_id: str | None = None) -> Self:
         """Return a session that goes its own way from here, or from an earlier turn.
 
-        It shares the program and everything recorded so far, and costs the same at any length.
+        It shares the program and everything recorded so far, and costs the same at any length. The
+        fork of a session in a store is in that store too.
 
         Args:
             at: Keep only turns with lower indices; None keeps all, and what can be redone.
@@ -214,13 +244,15 @@ class _Session(Saving):
         Raises:
             TurnIndexError: There is no such turn.
             OptionError: `session_id` is empty, too long, or holds control characters.
+            SessionExistsError: The store has a session of that id.
         """
         state = self.state
         if at is not None and at != state.stop:
             state = rewind(state, at, redoable=False)
         id = program_run.new_id() if session_id is None else session_id
-        twin = self._twin(with_id(state, id))
-        twin._records = True if evaluating() else None
+        journal = None if self._journal is None or evaluating() else self._journal.fork(state, id)
+        twin = self._twin(with_id(state, id) if journal is None else journal.held.state)
+        twin._journal, twin._records = journal, True if evaluating() else None
         return twin
 
     def frozen(self) -> Self:
@@ -259,6 +291,7 @@ class _Session(Saving):
         """A session like this one over the same program, in another state."""
         twin = self._share()
         twin._state, twin._locks, twin._attempts = state, Locks(), ()
+        twin._journal = None
         twin._began_with = state.data
         return twin
 
@@ -281,6 +314,8 @@ class _Session(Saving):
         self._set_program(copy_program(module, options.copy_mode))
         self._set_forward(replaced)
         self._options = options
+        if self._journal is not None:
+            self._journal.use_codecs(program_codecs(self.module))
 
     # --- loading ----------------------------------------------------------------------------------
 

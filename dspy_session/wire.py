@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 
-class WireRun(msgspec.Struct, omit_defaults=True):
+class WireRun(msgspec.Struct, omit_defaults=True, gc=False):
     """How a run went; see `Run`."""
 
     id: str = ""
@@ -37,6 +37,7 @@ class WireRun(msgspec.Struct, omit_defaults=True):
     request_id: str | None = None
     lm_calls: int = 0
     sent: int = 0
+    plain: bool = False
 
 
 class WireTurn(msgspec.Struct, omit_defaults=True, kw_only=True):

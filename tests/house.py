@@ -24,11 +24,13 @@ LAYERS = (
     "errors",  # level 0
     "core",  # 1
     "wire",  # 2
+    "parts",
     "rows",
     "published",
     "codec",
     "files",
     "stores",  # 3
+    "journal",
     "program",  # 4
     "locks",  # 5
     "signing",
@@ -45,6 +47,12 @@ LAYERS = (
     "saving",
     "session",
     "templates",
+    "awaiting",
+    "session_info",
+    "browsing",
+    "maintaining",
+    "manager_config",
+    "recipes",
     "manager",
     ROOT,  # what sits on top of a session may use the public names; nothing below may
     "testing",  # 6
@@ -56,7 +64,7 @@ LAYERS = (
 
 KNOWS_DSPY = set(
     "program attached conversation branch chatting summarizing calls asking using saving session "
-    "protocol templates testing integrations demo cli".split()
+    "protocol templates maintaining recipes manager testing integrations demo cli".split()
 )
 
 CORE_STDLIB = set(

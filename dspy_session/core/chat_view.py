@@ -7,6 +7,7 @@ Rules:
 - A tool call that was still open when a call of the session took its place shows no more.
 - The steps of an agent stand between what the user said and the answer, as tool calls and results.
 - A field that is left out shows as `[redacted]` where it is all that somebody said.
+- A turn that was erased does not show at all.
 
 This module does not know what DSPy's agents leave behind: `dspy_session.program` registers who
 reads it.
@@ -171,6 +172,8 @@ class _Telling:
             yield from self._exchange(exchange, *self._roles(exchange, known), f"seed_{number}")
         for turn in state:
             exchange = turn.exchange
+            if exchange.erased:
+                continue
             yield from self._exchange(exchange, exchange.inputs, exchange.outputs, str(turn.index))
         yield from self._as_came(
             state.beside.pending,

@@ -47,6 +47,7 @@ class Step(msgspec.Struct, frozen=True, eq=False):
         replaces: The absolute index of the turn that is answered again, if one is.
         beside: What stands beside the conversation as the call begins.
         replaces_data: Whether the session data in it was brought by the call.
+        after: The index that the next turn had when the call began.
     """
 
     inputs: dict[str, Any]
@@ -57,6 +58,7 @@ class Step(msgspec.Struct, frozen=True, eq=False):
     replaces: int | None = None
     beside: Beside = NOTHING_BESIDE
     replaces_data: bool = False
+    after: int = 0
 
 
 def prepare(
@@ -92,7 +94,7 @@ def prepare(
     """
     fields = copy_fields(inputs, "inputs")
     refuse_history_field(fields, options, "an input")
-    beside = state.beside
+    beside, after = state.beside, state.stop
     if at is not None:
         beside = state.turn(at).before
         state = rewind(state, at)
@@ -102,6 +104,7 @@ def prepare(
         replaces=at,
         beside=beside.replace(data=data),
         replaces_data=data is not None,
+        after=after,
     )
     if history is None:
         return step

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable, Mapping
-from itertools import islice
 from typing import Any, TypeVar
 
 import msgspec
@@ -30,7 +29,7 @@ from dspy_session.core.data import Data
 from dspy_session.core.profile import NO_PROFILE
 from dspy_session.core.state import SessionState
 from dspy_session.core.turn import NOTHING_BESIDE, Run, Turn
-from dspy_session.core.vectors import PVector, vector
+from dspy_session.core.vectors import PVector, stretch, vector
 from dspy_session.core.window import Epoch, Exchange, Window
 from dspy_session.errors import OptionError
 
@@ -363,7 +362,7 @@ _Item = TypeVar("_Item")
 
 
 def _rebuilt(old: PVector[_Item], start: int, stop: int) -> PVector[_Item]:
-    return vector(islice(iter(old), start, stop))
+    return vector(stretch(old, start, stop))
 
 
 def _put(

@@ -34,7 +34,7 @@ PENDING_TOOL_CALLS: Final = "pending_tool_calls"
 """The run detail that lists the tool calls which wait for an approval."""
 
 
-class Run(msgspec.Struct, frozen=True):
+class Run(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):  # no cycles: plain values
     """How the run behind a turn went; all of it is empty for a turn added by hand.
 
     Attributes:
@@ -48,6 +48,7 @@ class Run(msgspec.Struct, frozen=True):
         request_id: The caller's own name for the request, if the call brought one.
         lm_calls: How many calls of a language model it took.
         sent: How many characters the prompts had of those calls that reported usage.
+        plain: Whether the program returned a plain value: it is the output named `output`.
     """
 
     id: str = ""
@@ -59,6 +60,7 @@ class Run(msgspec.Struct, frozen=True):
     request_id: str | None = None
     lm_calls: int = 0
     sent: int = 0
+    plain: bool = False
 
 
 class Beside(msgspec.Struct, frozen=True, eq=False):
@@ -173,6 +175,11 @@ class Turn(msgspec.Struct, frozen=True, eq=False, weakref=True, kw_only=True):
     def details(self) -> dict[str, Any]:
         """A copy of what the run left beside its outputs, such as an agent's `trajectory`."""
         return self.exchange.details
+
+    @property
+    def erased(self) -> bool:
+        """Whether its content was erased in a store: it has no fields, and no prompt shows it."""
+        return self.exchange.erased
 
     @property
     def nested(self) -> Mapping[str, SessionState]:

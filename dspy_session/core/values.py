@@ -180,6 +180,9 @@ def _plain(value: Any, codecs: ValueCodecs) -> Any:
     return _tagged(codec.tag, _plain(encoded, codecs))
 
 
+SCALARS: Final = frozenset({str, int, float, bool, type(None)})
+
+
 def from_plain(plain: Any, codecs: ValueCodecs = REGISTERED) -> Any:
     """Return the value whose plain form is `plain`.
 
@@ -195,6 +198,8 @@ def from_plain(plain: Any, codecs: ValueCodecs = REGISTERED) -> Any:
         >>> from_plain({"$type": "tuple", "value": [1, 2]})
         (1, 2)
     """
+    if type(plain) in SCALARS:
+        return plain
     try:
         return _value(plain, codecs)
     except RecursionError as error:
@@ -202,12 +207,17 @@ def from_plain(plain: Any, codecs: ValueCodecs = REGISTERED) -> Any:
 
 
 def _value(plain: Any, codecs: ValueCodecs) -> Any:
+    if type(plain) in SCALARS:
+        return plain
     if isinstance(plain, list):
         return [_value(item, codecs) for item in plain]
     if not isinstance(plain, dict):
         return plain
     if TYPE_KEY not in plain:
-        return {key: _value(item, codecs) for key, item in plain.items()}
+        return {
+            key: item if type(item) in SCALARS else _value(item, codecs)
+            for key, item in plain.items()
+        }
     tag = plain[TYPE_KEY]
     if set(plain) != {TYPE_KEY, VALUE_KEY} or not isinstance(tag, str):
         raise FormatError(

@@ -10,12 +10,13 @@ neither fault, so these are used, whether or not the extension is there.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, Final, TypeVar
+from itertools import chain, islice, takewhile
+from typing import Any, Final, Protocol, TypeVar
 
 from pyrsistent import PVector
 from pyrsistent import _pvector as _implementation
 
-__all__ = ["PVector", "differing", "vector"]
+__all__ = ["Older", "PVector", "deferred", "differing", "older_part", "stretch", "vector"]
 
 _Item = TypeVar("_Item")
 
@@ -37,6 +38,97 @@ def vector(items: Iterable[_Item] = ()) -> PVector[_Item]:
     return made
 
 
+class Older(Protocol):
+    """The older part of a vector, which is somewhere else until somebody looks at it."""
+
+    def __len__(self) -> int:
+        """How many items it has; this needs no look."""
+        ...
+
+    def items(self) -> PVector[Any]:
+        """Return the items, the very same ones each time."""
+        ...
+
+
+class _Deferred:
+    """A vector whose older part is fetched when an item of it is first looked at.
+
+    It does what the other vectors do, as far as states and windows ask for it. Versions of it share
+    the older part.
+    """
+
+    __slots__ = ("__weakref__", "_count", "_older", "_rest")
+
+    def __init__(self, older: Older, rest: PVector[Any]) -> None:
+        self._older, self._rest, self._count = older, rest, len(older)
+
+    def whole(self) -> PVector[Any]:
+        """The same items in a vector that has them all."""
+        return self._older.items().extend(self._rest)
+
+    def __len__(self) -> int:
+        return self._count + len(self._rest)
+
+    def __getitem__(self, position: int) -> Any:
+        if position < 0:
+            position += len(self)
+        if position >= self._count:
+            return self._rest[position - self._count]
+        return self._older.items()[position]
+
+    def __iter__(self) -> Iterator[Any]:
+        return chain(self._older.items(), self._rest)
+
+    def append(self, item: Any) -> _Deferred:
+        return _Deferred(self._older, self._rest.append(item))
+
+    def set(self, position: int, item: Any) -> Any:
+        if position >= self._count:
+            return _Deferred(self._older, self._rest.set(position - self._count, item))
+        return self.whole().set(position, item)
+
+    def evolver(self) -> Any:
+        return self.whole().evolver()
+
+
+_deferred: Final[Any] = _Deferred  # it passes for a vector
+
+
+def deferred(older: Older, rest: PVector[_Item]) -> PVector[_Item]:
+    """Return a persistent vector whose older part is fetched when it is first looked at.
+
+    Args:
+        older: The older part.
+        rest: What comes after it.
+    """
+    made: PVector[_Item] = _deferred(older, rest)
+    return made
+
+
+def older_part(items: PVector[Any]) -> Older | None:
+    """Return the part of a vector that is fetched when it is looked at, if it has one.
+
+    Args:
+        items: A vector.
+    """
+    whichever: Any = items  # a type checker knows the vectors of pyrsistent only
+    return whichever._older if isinstance(whichever, _Deferred) else None
+
+
+def stretch(items: PVector[_Item], start: int, stop: int) -> Iterator[_Item]:
+    """Go through a part of a vector, without a look at what comes before it.
+
+    Args:
+        items: A vector.
+        start: The position of the first item.
+        stop: The position after the last.
+    """
+    whichever: Any = items
+    if isinstance(whichever, _Deferred) and start >= whichever._count:
+        start, stop, whichever = start - whichever._count, stop - whichever._count, whichever._rest
+    return islice(iter(whichever), start, stop)
+
+
 def differing(one: PVector[_Item], other: PVector[_Item], stop: int) -> Iterator[int]:
     """Yield the positions at which two vectors hold different objects, in ascending order.
 
@@ -55,6 +147,23 @@ def differing(one: PVector[_Item], other: PVector[_Item], stop: int) -> Iterator
     """
     left: Any = one
     right: Any = other
+    shared = 0
+    if isinstance(left, _Deferred) or isinstance(right, _Deferred):
+        if not isinstance(left, _Deferred) or not isinstance(right, _Deferred):
+            left, right = _whole(left), _whole(right)
+        elif left._older is right._older:
+            left, right, shared = left._rest, right._rest, left._count
+        else:
+            left, right = left.whole(), right.whole()
+    for position in _compared(left, right, stop - shared):
+        yield position + shared
+
+
+def _whole(items: Any) -> Any:
+    return items.whole() if isinstance(items, _Deferred) else items
+
+
+def _compared(left: Any, right: Any, stop: int) -> Iterator[int]:
     low, high = sorted((left, right), key=lambda each: each._shift)
     node = high._root
     for _ in range(low._shift, high._shift, _implementation.SHIFT):
@@ -64,7 +173,12 @@ def differing(one: PVector[_Item], other: PVector[_Item], stop: int) -> Iterator
         if position >= min(end, stop):
             break
         yield position
-    yield from (at for at in range(end, stop) if left[at] is not right[at])
+    if left._tail_offset == right._tail_offset:
+        tails = zip(left._tail, right._tail, strict=False)
+        differ = (at for at, (mine, theirs) in enumerate(tails, end) if mine is not theirs)
+        yield from takewhile(lambda at: at < stop, differ)
+    else:
+        yield from (at for at in range(end, stop) if left[at] is not right[at])
 
 
 def _unlike(one: Any, other: Any, shift: int, start: int) -> Iterator[int]:

@@ -7,6 +7,7 @@ Rules:
   really frees them, and a window costs the same whatever its length.
 - What a window shows never changes, whatever happens later to the conversation or its options.
 - Positions in a window are absolute: they do not move when older turns are trimmed.
+- An exchange that was erased keeps its position, and is not shown.
 
 This module knows neither turns nor states, nor how a conversation is rendered for a model.
 """
@@ -14,7 +15,10 @@ This module knows neither turns nor states, nor how a conversation is rendered f
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from itertools import filterfalse, zip_longest
+from operator import attrgetter
 from typing import Any, Final
 
 import msgspec
@@ -25,6 +29,7 @@ from dspy_session.errors import CallError, HistoryError
 
 __all__ = [
     "CHAT_MESSAGES",
+    "ERASED",
     "WAITED_MESSAGES",
     "Epoch",
     "Exchange",
@@ -37,6 +42,8 @@ __all__ = [
 
 CHAT_MESSAGES: Final = "chat_messages"
 """The run detail that keeps the chat messages which a turn came from, as they came."""
+ERASED: Final = "erased"
+"""The only detail of an exchange whose fields were erased: the hash that they had, as text."""
 WAITED_MESSAGES: Final = "waited_messages"
 """The run detail that keeps the chat messages which waited when a turn was recorded by a call."""
 
@@ -78,10 +85,12 @@ class Exchange:
     use `same_as` to compare contents.
     """
 
-    __slots__ = ("__weakref__", "_details", "_inputs", "_outputs", "shape")
+    __slots__ = ("__weakref__", "_details", "_inputs", "_outputs", "erased", "shape")
 
     shape: tuple[tuple[str, ...], tuple[str, ...]]
     """The names of the inputs and of the outputs; exchanges of one shape share one tuple."""
+    erased: bool
+    """Whether its fields were erased in a store; windows pass over it."""
 
     def __init__(
         self,
@@ -94,6 +103,24 @@ class Exchange:
         self._outputs = copy_fields(outputs, "outputs")
         self._details = copy_fields(details, "details") if details else _NOTHING
         self.shape = _shape(tuple(self._inputs), tuple(self._outputs))
+        self.erased = _is_erased(self)
+
+    @classmethod
+    def owning(
+        cls, inputs: dict[str, Any], outputs: dict[str, Any], details: Mapping[str, Any]
+    ) -> Exchange:
+        """Return an exchange of fields that nobody else has, such as those that were just read.
+
+        Args:
+            inputs: The inputs, under names of text.
+            outputs: The outputs, likewise.
+            details: The details, likewise.
+        """
+        made = cls.__new__(cls)
+        made._inputs, made._outputs, made._details = inputs, outputs, details or _NOTHING
+        made.shape = _shape(tuple(inputs), tuple(outputs))
+        made.erased = _is_erased(made)
+        return made
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -110,9 +137,14 @@ class Exchange:
         """A copy of the run details, in written order."""
         return {name: private_copy(value) for name, value in self._details.items()}
 
+    @property
+    def parts(self) -> tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]:
+        """Inputs, outputs and details, not as copies: for writing out, not for handing out."""
+        return self._inputs, self._outputs, self._details
+
     def with_outputs(self, outputs: Mapping[str, Any]) -> Exchange:
         """Return an exchange of the same inputs and details, and other outputs."""
-        return Exchange(self._inputs, outputs, self._details)
+        return Exchange(self._inputs, outputs, _NOTHING if self.erased else self._details)
 
     def without(self, names: Set[str]) -> Exchange:
         """Return an exchange without some of its inputs, outputs and details.
@@ -125,7 +157,7 @@ class Exchange:
         """
         said = {*self._inputs, *self._outputs}
         hidden = {*names, *self._said_again()} if not said.isdisjoint(names) else names
-        if hidden.isdisjoint((*said, *self._details)):
+        if self.erased or hidden.isdisjoint((*said, *self._details)):
             return self
         return Exchange(
             *(
@@ -194,6 +226,20 @@ class Exchange:
         return f"Exchange(inputs={self._inputs!r}, outputs={self._outputs!r}{details})"
 
 
+_HASH: Final = re.compile("[0-9a-f]{64}")
+
+
+def _is_erased(exchange: Exchange) -> bool:
+    inputs, outputs, details = exchange.parts
+    return (
+        len(details) == 1
+        and not inputs
+        and not outputs
+        and isinstance(hashed := details.get(ERASED), str)
+        and _HASH.fullmatch(hashed) is not None
+    )
+
+
 def _has_message_of(detail: Any, fields: Set[str]) -> bool:
     return isinstance(detail, list) and any(
         isinstance(part, Mapping) and not fields.isdisjoint(part) for part in detail
@@ -201,6 +247,7 @@ def _has_message_of(detail: Any, fields: Set[str]) -> bool:
 
 
 EMPTY: Final[PVector[Exchange]] = vector()
+_erased: Final = attrgetter("erased")
 
 
 class Epoch(msgspec.Struct, frozen=True, eq=False):
@@ -266,17 +313,20 @@ class Window(msgspec.Struct, frozen=True, eq=False):
     epoch: Epoch = FIRST_EPOCH
     view: View = View()
 
+    def __bool__(self) -> bool:
+        return any(True for _ in self)
+
     def __len__(self) -> int:
-        return len(self.seed) + self.stop - self.start
+        return sum(1 for _ in self)
 
     def __iter__(self) -> Iterator[Exchange]:
+        """The exchanges that are shown, oldest first."""
         yield from self.seed
         first, last = self.start - self.offset, self.stop - self.offset
         if first == 0 and last == len(self.log):
-            yield from self.log
+            yield from filterfalse(_erased, self.log)
         else:
-            for position in range(first, last):
-                yield self.log[position]
+            yield from filterfalse(_erased, (self.log[at] for at in range(first, last)))
 
     def messages(self) -> list[dict[str, Any]]:
         """Return the shown fields of each exchange, oldest first, as copies in written order."""
@@ -291,13 +341,14 @@ class Window(msgspec.Struct, frozen=True, eq=False):
 
     def same_as(self, other: Window) -> bool:
         """Whether both show equal messages."""
-        return self is other or (
-            len(self) == len(other)
-            and all(
-                (mine is theirs and self.view == other.view)
-                or list(mine.shown(self.view).items()) == list(theirs.shown(other.view).items())
-                for mine, theirs in zip(self, other, strict=True)
+        return self is other or all(
+            (mine is theirs and self.view == other.view)
+            or (
+                mine is not None
+                and theirs is not None
+                and list(mine.shown(self.view).items()) == list(theirs.shown(other.view).items())
             )
+            for mine, theirs in zip_longest(self, other)
         )
 
     def __copy__(self) -> Window:

@@ -92,6 +92,8 @@ def instruct(
         instructions: The instructions; None for none.
         system: The chat message that they came from, if they did.
     """
+    if (instructions, system) == (state.profile.instructions, state.profile.system):
+        return state
     profile = msgspec.structs.replace(state.profile, instructions=instructions, system=system)
     return msgspec.structs.replace(state, profile=profile)
 

@@ -14,7 +14,7 @@ import dspy
 
 from dspy_session.errors import CallError
 
-__all__ = ["async_call", "in_thread", "sync_call", "waited"]
+__all__ = ["async_call", "in_thread", "seen_through", "sync_call", "waited"]
 
 _Result = TypeVar("_Result")
 
@@ -81,6 +81,37 @@ async def in_thread(function: Callable[[], _Result]) -> _Result:
     """
     result: _Result = _ended(await asyncio.wrap_future(_started(function)))
     return result
+
+
+async def seen_through(
+    function: Callable[[], _Result],
+) -> tuple[_Result, asyncio.CancelledError | None]:
+    """Await a sync function in a worker thread, to its end also where that is cancelled meanwhile.
+
+    What it does cannot be called back, so whoever is cancelled knows what became of it.
+
+    Args:
+        function: What to call.
+
+    Returns:
+        What it returned, and the cancellation that came meanwhile, to be raised when what has to
+        follow is done.
+
+    Raises:
+        CancelledError: It was cancelled, and the function failed; its error is the cause.
+    """
+    doing = asyncio.ensure_future(asyncio.to_thread(function))
+    try:
+        return await asyncio.shield(doing), None
+    except asyncio.CancelledError as cancelled:
+        import anyio  # noqa: PLC0415  # rarely needed, and DSPy has not imported it either
+
+        with anyio.CancelScope(shield=True):  # its own cancellation comes again and again
+            await asyncio.wait([doing])
+        error = doing.exception()
+        if error is not None:
+            raise cancelled from error
+        return doing.result(), cancelled
 
 
 def _started(function: Callable[[], _Result]) -> Future[tuple[Any, BaseException | None]]:

@@ -84,7 +84,7 @@ def scored(
     *,
     require_outputs: bool = False,
 ) -> tuple[dict[int, Verdict], SessionState]:
-    """Score a conversation.
+    """Score a conversation; turns that were erased keep the score that they have.
 
     Args:
         state: The conversation.
@@ -107,7 +107,7 @@ def scored(
     verdicts = {
         turn.index: _verdict(turn, example, metric, options)
         for turn, example in zip(turns, _golds(turns, gold, options), strict=True)
-        if _has_outputs(turn) or not require_outputs
+        if (_has_outputs(turn) or not require_outputs) and not turn.erased
     }
     return verdicts, annotate(state, verdicts)
 
@@ -121,7 +121,7 @@ def examples_of(
     strict_trajectory: bool = False,
     require_outputs: bool = True,
 ) -> list[dspy.Example]:
-    """Return one training example per turn that is good enough.
+    """Return one training example per turn that is good enough; none for a turn that was erased.
 
     Args:
         state: The conversation; it is not changed.
@@ -144,7 +144,7 @@ def examples_of(
     examples = []
     for turn in state:
         good = min_score is None or (turn.score is not None and turn.score >= min_score)
-        if good and (_has_outputs(turn) or not require_outputs):
+        if good and (_has_outputs(turn) or not require_outputs) and not turn.erased:
             examples.append(example_of(turn, field, options.redact_fields))
         elif strict_trajectory:
             break

@@ -12,12 +12,21 @@ from dspy_session.core.options import SessionOptions
 from dspy_session.core.state import SessionState
 from dspy_session.core.step import Step, commit
 from dspy_session.core.turn import PENDING_TOOL_CALLS, Run, Turn
+from dspy_session.core.window import CHAT_MESSAGES, WAITED_MESSAGES
 from dspy_session.program.frame import Frame
 from dspy_session.program.nested import NestedStates
 from dspy_session.program.results import results_of
 from dspy_session.program.turn_data import Writes
 
-__all__ = ["Outcome", "committed", "prediction_in", "recorded_results"]
+__all__ = [
+    "Outcome",
+    "answer_to",
+    "answered_meanwhile",
+    "committed",
+    "prediction_in",
+    "recorded_results",
+    "returned_again",
+]
 
 
 class Outcome(msgspec.Struct, frozen=True, eq=False):
@@ -58,17 +67,60 @@ def committed(state: SessionState, outcome: Outcome) -> tuple[Turn | None, Sessi
     Returns:
         As `commit`.
     """
+    run, prediction = outcome.run, prediction_in(outcome.returned)
+    if not isinstance(prediction, dspy.Example):
+        run = msgspec.structs.replace(run, plain=True)
     return commit(
         state,
         outcome.step,
         outcome.outputs,
-        outcome.run,
+        run,
         outcome.options,
         outcome.details,
         nested=outcome.nested.folded(state.nested if outcome.step.replaces is None else None),
         data=outcome.writes.applied if outcome.writes.keys else None,
         metadata=outcome.metadata,
     )
+
+
+def answered_meanwhile(state: SessionState, outcome: Outcome) -> Turn | None:
+    """Return the turn that answered the same request while this one ran, if one did.
+
+    Args:
+        state: The newest state.
+        outcome: What the turn left.
+    """
+    request_id = outcome.run.request_id
+    if request_id is None or not outcome.step.records:
+        return None
+    since = range(max(state.first, outcome.step.after), state.stop)
+    return next((t for t in map(state.turn, since) if t.request_id == request_id), None)
+
+
+def answer_to(state: SessionState, request_id: str) -> Turn | None:
+    """Return the newest turn of a state that answered a request, if one did.
+
+    Args:
+        state: The state.
+        request_id: The request's id.
+    """
+    newest_first = map(state.turn, range(state.stop - 1, state.first - 1, -1))
+    return next((turn for turn in newest_first if turn.request_id == request_id), None)
+
+
+def returned_again(turn: Turn, options: SessionOptions) -> Any:
+    """Return what the program returned for a recorded turn, as far as the turn kept it.
+
+    Args:
+        turn: The turn.
+        options: The session's options.
+    """
+    outputs = turn.outputs
+    if turn.run.plain:
+        return outputs.get("output")
+    hidden = {CHAT_MESSAGES, WAITED_MESSAGES, PENDING_TOOL_CALLS, options.history_field}
+    details = {name: value for name, value in turn.details.items() if name not in hidden}
+    return dspy.Prediction(**{**details, **outputs})
 
 
 def prediction_in(returned: Any) -> Any:

@@ -53,13 +53,13 @@ def seen_part(history: dspy.History, frame: Frame) -> int | None:
         history: Any history.
         frame: The running turn.
     """
-    window, messages = frame.window, history.messages
-    told = (exchange.shown(window.view) for exchange in window)
+    messages = history.messages
+    told = [exchange.shown(frame.window.view) for exchange in frame.window]
     try:
-        same = len(messages) >= len(window) and all(map(operator.eq, messages, told))
+        same = len(messages) >= len(told) and all(map(operator.eq, messages, told))
     except Exception:  # noqa: BLE001  # values of a user's types, which may not be comparable
         same = False
-    return len(window) if same else None
+    return len(told) if same else None
 
 
 def _is_working_memory(field: str) -> bool:

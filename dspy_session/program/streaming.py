@@ -31,12 +31,14 @@ from dspy.streaming import StatusMessageProvider
 from dspy_session.core.state import SessionState
 from dspy_session.core.turn import Attempt, Turn
 from dspy_session.core.window import Exchange
+from dspy_session.program.call_modes import seen_through
 from dspy_session.program.events import StreamEvent, TurnEvent
 from dspy_session.program.frame import current_frame
 from dspy_session.program.listening import Choice, Listener
+from dspy_session.program.outcomes import returned_again
 from dspy_session.program.run import Flow, Outcome, adrive, prediction_in
 
-__all__ = ["Streaming", "astreamed", "streamed"]
+__all__ = ["Streaming", "as_prediction", "astreamed", "streamed"]
 
 _LEFT: Final = "the stream was left before its end"
 _END: Final = object()  # stands behind the last event
@@ -54,6 +56,7 @@ class Streaming(msgspec.Struct, frozen=True, eq=False, kw_only=True):
         choice: What to hear of the program.
         statuses: Words the status messages; None for DSPy's own.
         missed: Called with the attempt, if the caller left when the program had ended already.
+        waits: Whether `commit` may wait for something, so that an event loop does not call it.
     """
 
     begin: Callable[[], Flow]
@@ -63,6 +66,7 @@ class Streaming(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     choice: Choice
     statuses: StatusMessageProvider | None = None
     missed: Callable[[Attempt], object] | None = None
+    waits: bool = False
 
 
 def streamed(
@@ -137,8 +141,14 @@ async def _astreamed(
             await asyncio.wait([task])
             work.left_behind()
             raise
-        end, outcome = work.finished()
+        cancelled = None
+        if plan.waits:
+            (end, outcome), cancelled = await seen_through(work.finished)
+        else:
+            end, outcome = work.finished()
     plan.announce(end.turn, outcome)
+    if cancelled is not None:
+        raise cancelled
     yield end
 
 
@@ -205,7 +215,10 @@ class _Work:
         outcome = self._outcome
         assert outcome is not None
         turn, state = self._plan.commit(outcome)
-        return TurnEvent(_as_prediction(outcome.returned), turn, state), outcome
+        returned = outcome.returned
+        if turn is not None and turn.id != outcome.run.id:  # the same request, answered meanwhile
+            returned = returned_again(turn, outcome.options)
+        return TurnEvent(as_prediction(returned), turn, state), outcome
 
     def give_up(self) -> None:
         """Cancel what can be cancelled, and let the rest end when it can."""
@@ -274,7 +287,7 @@ class _InThread:
                 await asyncio.wrap_future(done)
 
 
-def _as_prediction(returned: Any) -> dspy.Prediction:
+def as_prediction(returned: Any) -> dspy.Prediction:
     """What a stream ends with: DSPy's own streams know nothing but predictions."""
     prediction = prediction_in(returned)
     if isinstance(prediction, dspy.Prediction):

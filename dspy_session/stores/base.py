@@ -34,7 +34,13 @@ class Store(abc.ABC):
         """
 
     @abc.abstractmethod
-    def put(self, ref: Ref, expected: int | None, nodes: Sequence[Node] = ()) -> bool:
+    def put(
+        self,
+        ref: Ref,
+        expected: int | None,
+        nodes: Sequence[Node] = (),
+        needs: Collection[int] = (),
+    ) -> bool:
         """Add nodes and set a ref, all of it or nothing.
 
         Args:
@@ -42,10 +48,11 @@ class Store(abc.ABC):
             expected: The version that the ref must have now; None if there must be none yet. A ref
                 that is there keeps its family.
             nodes: New nodes, each after its parent.
+            needs: The keys of other nodes of the family that must be there.
 
         Returns:
-            Whether it was written. Not, if the version is another, or if a node that the new ref or
-            the new nodes build on (the ref's tip, the parent of a node) is gone.
+            Whether it was written. Not, if the version is another, or if a node is gone that is
+            built on: the ref's tip, the parent of a node, one of `needs`.
         """
 
     @abc.abstractmethod

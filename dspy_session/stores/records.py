@@ -24,7 +24,7 @@ import msgspec
 __all__ = ["ListQuery", "Node", "Ref", "Span", "Totals", "metadata_terms", "new_key"]
 
 
-class Span(msgspec.Struct, frozen=True, array_like=True):
+class Span(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A stretch of a chain: a node and those before it, down to a depth.
 
     Attributes:
@@ -36,7 +36,7 @@ class Span(msgspec.Struct, frozen=True, array_like=True):
     floor: int
 
 
-class Node(msgspec.Struct, frozen=True, kw_only=True):
+class Node(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One link of a chain.
 
     Attributes:
@@ -44,8 +44,8 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
         family: The family that it belongs to.
         parent: The key of the node before it in the chain; None for the first.
         depth: Its place in the chain: the parent's and one. The first of a chain may have any.
-        low: The depth of the oldest node of its chain whose payload it shows, down to which nodes
-            stay while it does; its own depth if it shows none.
+        low: The depth of the oldest node of its chain that it shows, down to which nodes stay while
+            it is reached; its own depth if it shows none.
         base: The depth from which on payloads must be read to know what stands beside it.
         links: Other stretches of chains that it needs.
         digest: The hash of its content, chained on the parent's.
@@ -113,8 +113,9 @@ class ListQuery(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         metadata: Keys with the values that a ref must have under them: an equal JSON value, or a
             list that holds it.
-        order: `"updated"`, `"created"` or `"id"`; refs that are equal in it are ordered by id.
-        descending: Whether the greatest comes first.
+        order: `"updated"`, `"created"` or `"id"` (by code points); refs that are equal in it are
+            ordered by id.
+        descending: Whether the greatest comes first, of equal ones too: ascending turned round.
         limit: How many at most; None for all.
         offset: How many to pass over.
     """

@@ -207,11 +207,11 @@ def interpreter(python: str) -> list[str]:
 
 
 class Worker:
-    """This script in another process; `ask` sends it one question and waits for the answer."""
+    """A script in another process; `ask` sends it one question and waits for the answer."""
 
-    def __init__(self, python: str) -> None:
+    def __init__(self, python: str, script: Path = Path(__file__)) -> None:
         self._process = subprocess.Popen(
-            [*interpreter(python), str(Path(__file__).resolve()), "--worker"],
+            [*interpreter(python), str(script.resolve()), "--worker"],
             cwd=tempfile.gettempdir(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -237,18 +237,27 @@ class Worker:
 
 
 def published_python() -> str:
-    """The interpreter of an environment of the published package, made here or found again.
+    """The interpreter of an environment of the published package; see `python_with`."""
+    return python_with(PUBLISHED, PUBLISHED, f"dspy=={importlib.metadata.version('dspy')}")
+
+
+def cache() -> Path:
+    """Where benchmarks keep what they make: outside of the repository."""
+    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return home / "dspy-session-race"
+
+
+def python_with(name: str, *packages: str) -> str:
+    """The interpreter of an environment that has some packages, made here or found again.
 
     Raises:
-        RuntimeError: It could not be installed.
+        RuntimeError: They could not be installed.
     """
-    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    place = home / "dspy-session-race" / f"{PUBLISHED}-py{sys.version_info[0]}{sys.version_info[1]}"
+    place = cache() / f"{name}-py{sys.version_info[0]}{sys.version_info[1]}"
     python = place / "bin" / "python"
-    same_dspy = f"dspy=={importlib.metadata.version('dspy')}"
     for command in (
         ["uv", "venv", "--quiet", "--allow-existing", "--python", sys.executable, str(place)],
-        ["uv", "pip", "install", "--quiet", "--python", str(python), PUBLISHED, same_dspy],
+        ["uv", "pip", "install", "--quiet", "--python", str(python), *packages],
     ):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:

@@ -1,4 +1,4 @@
-"""For tests and demonstrations: a language model whose words come from a function.
+"""A language model for tests and demonstrations, whose words come from a function.
 
 The function is handed the prompt that DSPy really sends, message by message, so an answer can show
 what was in it: a lost history shows in the answer. Only the words are scripted. Adapters, caching,
@@ -16,7 +16,15 @@ from typing import Any, Final
 import dspy
 from dspy.lm15 import Message, Request, Response, TextPart, Usage, response_to_events
 
-__all__ = ["Prompt", "Reply", "ScriptedEngine", "ScriptedLM", "scripted_lm"]
+__all__ = [
+    "Prompt",
+    "Reply",
+    "ScriptedEngine",
+    "ScriptedLM",
+    "in_requested_format",
+    "requested_fields",
+    "scripted_lm",
+]
 
 Prompt = list[dict[str, str]]
 """The messages of one call: dicts with `role` and `content`, the system message first."""

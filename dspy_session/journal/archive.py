@@ -1,0 +1,400 @@
+"""Conversations in a store, as values: what was loaded stays, and writing returns the next.
+
+    held = archive.load("chat-1")                        Held(state, ref)
+    prediction, state = step(held.state, program, inputs)
+    held = archive.write(held, state)                    only if nobody else wrote meanwhile
+
+A `Held` never changes. Nothing here runs a program; `SessionManager` builds sessions on it, and a
+server needs no more than these three lines.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence, Set
+from typing import Final
+
+import msgspec
+
+from dspy_session.core.data import as_data
+from dspy_session.core.state import SessionState, checked_id, with_id
+from dspy_session.core.turn import Turn
+from dspy_session.core.values import REGISTERED, ValueCodecs
+from dspy_session.errors import (
+    ConflictError,
+    DataError,
+    FormatError,
+    OptionError,
+    SessionExistsError,
+    SessionNotFoundError,
+    StoreError,
+)
+from dspy_session.journal.chains import Chain
+from dspy_session.journal.payloads import StoredState, closed, opened
+from dspy_session.journal.reading import Reading
+from dspy_session.journal.sealing import Seal
+from dspy_session.journal.writing import Seed, Writing
+from dspy_session.stores.base import Store
+from dspy_session.stores.records import Node, Ref, new_key
+
+__all__ = ["Archive", "Held", "about_body"]
+
+_CHAINS: Final = 32
+"""How many of the latest written or read chains are remembered, to build on."""
+
+
+class Held(msgspec.Struct, frozen=True, eq=False):
+    """A conversation as a store has it.
+
+    Attributes:
+        state: The conversation.
+        ref: The session's ref.
+        chains: Where its turns are stored, those of the state itself last.
+        seeds: Where its seeds are.
+    """
+
+    state: SessionState
+    ref: Ref
+    chains: tuple[Chain, ...] = ()
+    seeds: tuple[Seed, ...] = ()
+
+
+class Archive:
+    """Reads and writes conversations; any thread may use it at any time.
+
+    Args:
+        store: Where they are kept.
+        codecs: Writes and reads values of types beyond plain data; `program_codecs(program)` knows
+            those of a program.
+        seal: Compresses and encrypts.
+
+    Example:
+        >>> from dspy_session.core.data import Data
+        >>> from dspy_session.core.state import start
+        >>> from dspy_session.stores import MemoryStore
+        >>> archive = Archive(MemoryStore())
+        >>> held = archive.create("chat-1", start(data=Data({"user": "ada"})))
+        >>> archive.load("chat-1").state.data
+        Data({'user': 'ada'})
+    """
+
+    def __init__(
+        self, store: Store, *, codecs: ValueCodecs = REGISTERED, seal: Seal | None = None
+    ) -> None:
+        self.store, self.codecs = store, codecs
+        self.seal = Seal() if seal is None else seal
+
+    # --- reading ----------------------------------------------------------------------------------
+
+    def ref(self, id: str) -> Ref:
+        """Return a session's ref: how many turns, how large, when, which metadata; no turn is read.
+
+        Args:
+            id: The session's id.
+
+        Raises:
+            SessionNotFoundError: There is none of that id.
+        """
+        found = self.store.ref(_checked(id))
+        if found is None:
+            raise SessionNotFoundError(
+                f"There is no session {id!r} in this store. create_session() and open() make one; "
+                "list_sessions() shows which there are."
+            )
+        return found
+
+    def load(self, id: str, newest: int | None = None) -> Held:
+        """Return a session.
+
+        Args:
+            id: Its id.
+            newest: How many of its newest turns to read now; the others are read when somebody
+                looks at one. None for all; one at least, for it tells what stands beside.
+
+        Raises:
+            SessionNotFoundError: There is none of that id.
+            FormatError: What was read is damaged; the message names the turn.
+            SecretError: It cannot be read with this key.
+        """
+        return self.read(self.ref(id), newest)
+
+    def read(self, ref: Ref, newest: int | None = None) -> Held:
+        """Return the session of a ref.
+
+        Args:
+            ref: The ref.
+            newest: As in `load`.
+
+        Raises:
+            FormatError: As `load`.
+            SecretError: As `load`.
+        """
+        reading = Reading(self.store, ref.family, self.codecs, self.seal)
+        try:
+            row = opened(StoredState, ref.body, self.seal, about_body(ref.id, ref.family))
+            state, chain = reading.state(row, newest=None if newest is None else max(newest, 1))
+            metadata = as_data(ref.metadata)
+        except (FormatError, DataError, OptionError) as error:
+            raise FormatError(f"Session {ref.id!r} cannot be read. {error}") from error
+        profile = msgspec.structs.replace(state.profile, metadata=metadata)
+        state = with_id(msgspec.structs.replace(state, profile=profile), ref.id)
+        return Held(state, ref, (chain,), tuple(reading.seeds))
+
+    def turns(self, id: str, start: int | None = None, stop: int | None = None) -> tuple[Turn, ...]:
+        """Return some turns of a session; those after them are passed over, those before not read.
+
+        Args:
+            id: Its id.
+            start: The index of the first; None for the oldest. A negative one counts from the end.
+            stop: The index after the last; None for the end.
+
+        Raises:
+            SessionNotFoundError: There is none of that id.
+            FormatError: One of these turns is damaged.
+        """
+        ref = self.ref(id)
+        return self.turns_of(ref, start, stop)
+
+    def turns_of(
+        self, ref: Ref, start: int | None = None, stop: int | None = None
+    ) -> tuple[Turn, ...]:
+        """Return some turns of the session of a ref; see `turns`.
+
+        Args:
+            ref: The ref.
+            start: As in `turns`.
+            stop: As in `turns`.
+
+        Raises:
+            FormatError: As in `turns`.
+        """
+        end = ref.stop if stop is None else min(stop, ref.stop)
+        if start is not None and start < 0:
+            start += ref.stop
+        begin = ref.first if start is None else max(start, ref.first)
+        if begin >= end:
+            return ()
+        row = opened(StoredState, ref.body, self.seal, about_body(ref.id, ref.family))
+        reading = Reading(self.store, ref.family, self.codecs, self.seal)
+        return reading.stretch(row, ref.head, begin, end)
+
+    # --- writing ----------------------------------------------------------------------------------
+
+    def create(self, id: str, state: SessionState, *, origin: str | None = None) -> Held:
+        """Write a conversation under a new id.
+
+        Args:
+            id: The id.
+            state: The conversation, from wherever it is: all of it is written.
+            origin: The id of the session that it comes from, if it does.
+
+        Raises:
+            SessionExistsError: There is a session of that id.
+            ValueCodecError: A field holds a value of a type without written form.
+        """
+        state, family = with_id(state, _checked(id)), new_key()
+        blank = Ref(id=id, family=family, version=0, created=time.time(), origin=origin)
+        written = self._write(Held(state, blank), state, expected=None)
+        if written is None:
+            raise _exists(id)
+        return written
+
+    def fork(self, held: Held, id: str, state: SessionState | None = None) -> Held:
+        """Write a session that shares its turns with another, at the same cost for any length.
+
+        Args:
+            held: The other session.
+            id: The new one's id.
+            state: What the new one is to be; None for what the other is.
+
+        Raises:
+            SessionExistsError: There is a session of that id.
+            ConflictError: The other one was deleted, or took another path, meanwhile.
+        """
+        state = with_id(held.state if state is None else state, _checked(id))
+        blank = Ref(
+            id=id,
+            family=held.ref.family,
+            version=0,
+            created=time.time(),
+            origin=held.ref.id,
+        )
+        source = self.store.ref(held.ref.id)
+        moved = source is None or source.version != held.ref.version
+        base = msgspec.structs.replace(held, ref=blank)
+        written = self._write(base, state, expected=None, moved=moved)
+        if written is not None:
+            return written
+        if self.store.ref(id) is not None:
+            raise _exists(id)
+        raise _conflict(held.ref.id)
+
+    def write(self, held: Held, state: SessionState) -> Held:
+        """Write what is new of a conversation, if the store still has what is held.
+
+        Args:
+            held: The conversation as it was read or written last.
+            state: As it is now.
+
+        Returns:
+            The conversation as the store has it now.
+
+        Raises:
+            ConflictError: Somebody else wrote it meanwhile, or deleted it; nothing was written.
+            ValueCodecError: A field holds a value of a type without written form.
+            StoreError: It could not be written. To try again is safe.
+        """
+        if state is held.state:
+            return held
+        if state.id != held.ref.id:
+            state = with_id(state, held.ref.id)
+        written = self._write(held, state, expected=held.ref.version)
+        if written is None:
+            raise _conflict(held.ref.id)
+        return written
+
+    def refresh(self, held: Held, newest: int | None = None) -> Held:
+        """Return the conversation as the store has it now: what is held, if that is still it.
+
+        Args:
+            held: The conversation as it was read or written last.
+            newest: As in `load`.
+
+        Raises:
+            SessionNotFoundError: It was deleted.
+        """
+        ref = self.ref(held.ref.id)
+        return held if ref.version == held.ref.version else self.read(ref, newest)
+
+    def _write(
+        self, held: Held, state: SessionState, expected: int | None, *, moved: bool = False
+    ) -> Held | None:
+        """Write; None if the store has something else than expected.
+
+        What is built on may have been deleted, if it was not a part of what is held: it is written
+        anew then. A fork of what was held needs all of it, which may have `moved` on.
+        """
+        (*_, trusted) = held.chains or (None,)
+        trusted = None if expected is None else trusted
+        written = self._try(held, state, expected, trusted, moved=moved)
+        if written is None and expected is not None:
+            there = self.store.ref(held.ref.id)
+            if there is not None and there.version == expected:
+                bare = msgspec.structs.replace(held, chains=held.chains[-1:], seeds=())
+                return self._try(bare, state, expected, trusted, anew=True)
+        return written
+
+    def _try(
+        self,
+        held: Held,
+        state: SessionState,
+        expected: int | None,
+        trusted: Chain | None,
+        anew: bool = False,
+        moved: bool = False,
+    ) -> Held | None:
+        old, now = held.ref, time.time()
+        writing = Writing(
+            old.family, held.chains, held.seeds, self.codecs, self.seal, now, trusted, anew
+        )
+        row, chain, links = writing.state(state, metadata=False)
+        body = closed(row, self.seal, about_body(old.id, old.family))
+        count = state.stop - state.first
+        head = chain.marks[count - 1] if count else None
+        ref = Ref(
+            id=old.id,
+            family=old.family,
+            version=new_key(),
+            tip=row.tip,
+            head=head.key if head else None,
+            first=state.first,
+            stop=state.stop,
+            end=state.tip,
+            links=tuple(links),
+            created=old.created,
+            updated=max(now, old.updated),
+            size=len(body) + (head.total - chain.under if head else 0),
+            origin=old.origin,
+            metadata=state.metadata.to_dict(),
+            body=body,
+        )
+        if moved and chain.count:
+            writing.needs.add(chain.marks[0].key)
+        known = {node.key for node in writing.nodes}.union(span.key for span in old.links)
+        if not self._put(ref, expected, writing.nodes, writing.needs - known):
+            return None
+        chains = [other for other in writing.chains if other is not chain][1 - _CHAINS :]
+        return Held(state, ref, (*chains, chain), tuple(writing.seeds))
+
+    def _put(self, ref: Ref, expected: int | None, nodes: Sequence[Node], needs: Set[int]) -> bool:
+        """Put a ref; where the answer was lost, look whether it came through."""
+        try:
+            return self.store.put(ref, expected, nodes, needs)
+        except StoreError:
+            try:
+                there = self.store.ref(ref.id)
+            except StoreError:
+                there = None
+            if there is None or there.version != ref.version:
+                raise
+            return True
+
+    def delete(self, id: str) -> bool:
+        """Delete a session, and every turn of it that no other session shares.
+
+        Args:
+            id: Its id.
+
+        Returns:
+            Whether there was one.
+        """
+        return self.store.delete(_checked(id))
+
+    # --- finding ----------------------------------------------------------------------------------
+
+    def answered(self, held: Held, request_id: str) -> Turn | None:
+        """Return the turn of a session that answered a request, if one did.
+
+        Args:
+            held: The session.
+            request_id: The request's id.
+        """
+        ref = held.ref
+        for node in self.store.labelled(ref.family, request_id):
+            if ref.head is None or not ref.first <= node.depth < ref.stop:
+                continue
+            path = self.store.walk(ref.family, ref.head, node.depth)
+            if path and path[0].key == node.key:
+                return self.turns_of(ref, node.depth, node.depth + 1)[0]
+        return None
+
+
+def _checked(id: str) -> str:
+    checked = checked_id(id)
+    if checked is None:
+        raise OptionError("A session id must be text, not None.")
+    return checked
+
+
+def about_body(id: str, family: int) -> bytes:
+    """Return what a ref's body belongs to, see `Seal`.
+
+    Args:
+        id: The session's id.
+        family: Its family.
+    """
+    return b"body:%d:" % family + id.encode()
+
+
+def _exists(id: str) -> SessionExistsError:
+    return SessionExistsError(
+        f"There is a session {id!r} already. Open it, delete it first, or choose another id."
+    )
+
+
+def _conflict(id: str) -> ConflictError:
+    return ConflictError(
+        f"Session {id!r} was written by somebody else since it was read here. Nothing of this "
+        "change was stored. refresh() reads it anew.",
+        session_id=id,
+    )

@@ -1,0 +1,181 @@
+"""A database: its connections, what each is told when it is made, and its errors translated."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.pool import QueuePool
+
+from dspy_session.errors import OptionError, StoreError
+from dspy_session.stores.sql_errors import driver_error, shown_url, store_error
+
+__all__ = ["Database"]
+
+
+class Database:
+    """A pool of connections, each of which commits every statement by itself.
+
+    Args:
+        url: The address.
+        pool_size: How many connections there may be.
+        busy_timeout: For how many seconds to wait for locks.
+        connect_args: More for the driver.
+
+    Attributes:
+        url: The address.
+        dialect: How SQLAlchemy writes statements for it.
+
+    Raises:
+        OptionError: An option has a value it cannot have.
+        StoreError: There is no driver.
+    """
+
+    def __init__(
+        self, url: sa.URL, pool_size: int, busy_timeout: float, connect_args: Mapping[str, Any]
+    ) -> None:
+        self.url = url
+        self._engine = _new_engine(url, pool_size, busy_timeout, connect_args)
+        self.dialect = self._engine.dialect
+        self._closed = False
+        _open.add(self)
+
+    def set_up(self, prepare: Callable[[sa.Connection], None]) -> None:
+        """Do what is to be done first; if that fails, the database is closed.
+
+        Args:
+            prepare: Does it.
+
+        Raises:
+            OptionError: The driver does not take the options.
+            StoreError: The database cannot be opened.
+        """
+        try:
+            with self._translated(), self._engine.connect() as connection:
+                prepare(connection)
+        except BaseException as error:
+            self.close()
+            if isinstance(error, TypeError):  # as Python says that a function has no such argument
+                raise OptionError(
+                    f"The driver does not take the options in the URL or connect_args: {error}. "
+                    f"({shown_url(self.url)})"
+                ) from error
+            raise
+
+    @contextmanager
+    def connected(self) -> Iterator[Any]:
+        """A driver's connection; what is not committed when it is given back never was.
+
+        Raises:
+            StoreError: There is none, it was lost, or it was told something that failed.
+        """
+        if self._closed:
+            raise StoreError(f"The store at {shown_url(self.url)} is closed. Open another one.")
+        with self._translated(), closing(self._engine.raw_connection()) as pooled:
+            try:
+                yield pooled.driver_connection
+            except self.dialect.loaded_dbapi.Error as error:
+                if self.dialect.is_disconnect(error, pooled.dbapi_connection, None):
+                    pooled.invalidate()
+                    self._engine.dispose()  # the others are most likely lost with it
+                raise
+
+    def close(self) -> None:
+        """Close all connections, now or when they are given back."""
+        self._closed = True
+        self._engine.dispose()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (SQLAlchemyError, UnicodeError, self.dialect.loaded_dbapi.Error) as error:
+            raise store_error(error, self.url) from driver_error(error)
+
+    def leave_to_parent(self) -> None:
+        """Forget the connections of the process that this one was forked from, open as they are."""
+        if not _in_memory(self.url):  # such a database was copied with the process
+            _parents.append(self._engine.pool)
+            self._engine.dispose(close=False)
+
+
+_open: Final = weakref.WeakSet[Database]()
+_parents: Final[list[sa.Pool]] = []  # to close them would disturb the parent
+
+
+def _after_fork() -> None:
+    for database in list(_open):
+        database.leave_to_parent()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def _in_memory(url: sa.URL) -> bool:
+    """Whether a database lives only as long as its connection."""
+    return url.get_backend_name() == "sqlite" and (
+        url.database in (None, "", ":memory:") or url.query.get("mode") == "memory"
+    )
+
+
+def _new_engine(
+    url: sa.URL, pool_size: int, busy_timeout: float, connect_args: Mapping[str, Any]
+) -> sa.Engine:
+    if not (isinstance(pool_size, int) and pool_size >= 1):
+        raise OptionError(f"pool_size must be a whole number from 1 up, not {pool_size!r}.")
+    if not (isinstance(busy_timeout, int | float) and 0 <= busy_timeout <= 86_400):
+        raise OptionError(f"busy_timeout must be seconds, from 0 to a day, not {busy_timeout!r}.")
+    sqlite = url.get_backend_name() == "sqlite"
+    defaults: dict[str, Any] = {"connect_timeout": 10}
+    if sqlite:
+        defaults = {"timeout": busy_timeout, "check_same_thread": False}
+    defaults = {name: value for name, value in defaults.items() if name not in url.query}
+    try:
+        engine = sa.create_engine(
+            url,
+            isolation_level="AUTOCOMMIT",
+            hide_parameters=True,  # what is stored is nobody's business
+            poolclass=QueuePool,
+            pool_size=1 if _in_memory(url) else pool_size,
+            max_overflow=0,
+            connect_args={**defaults, **connect_args},
+            **({"paramstyle": "named"} if sqlite else {"use_native_hstore": False}),
+        )
+    except ImportError as error:
+        raise StoreError(
+            f'A PostgreSQL store needs psycopg ({error}): pip install "dspy-session[postgres]"'
+        ) from error
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise OptionError(
+            f"The options in the URL cannot be used: {type(error).__name__}."
+        ) from None
+    tell = (
+        _tell_sqlite if sqlite else _teller_of_postgres(engine.dialect.loaded_dbapi, busy_timeout)
+    )
+    sa.event.listen(engine, "connect", tell)
+    return engine
+
+
+def _tell_sqlite(connection: Any, _record: object) -> None:
+    connection.execute("PRAGMA synchronous = FULL")  # in WAL mode: durable at each commit
+    connection.execute("PRAGMA secure_delete = ON")  # what was deleted is overwritten
+
+
+def _teller_of_postgres(psycopg: Any, busy_timeout: float) -> Callable[[Any, object], None]:
+    class BinaryCursor(psycopg.Cursor):  # type: ignore[misc]  # a module that need not be there
+        """Has results in binary: payloads as text are twice as long."""
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            self.format = psycopg.pq.Format.BINARY
+
+    def tell(connection: Any, _record: object) -> None:
+        connection.execute(f"SET lock_timeout = {max(1, int(busy_timeout * 1000))}")
+        connection.cursor_factory = BinaryCursor
+
+    return tell
