@@ -164,7 +164,7 @@ class Asking(Calls):
                 plan = self._planned(summarizer, keep)
                 if plan is None:
                     return self.state
-                was = self._summarized(plan, await plan.amake())
+                was = await self._asummarized(plan)
                 if was is not None:
                     return was
 
@@ -190,7 +190,7 @@ class Asking(Calls):
                 await self._amake_room({}, None, trial)
             flow = self._question_flow(question, settings, record, trial)
             outcome = await program_run.adrive(flow, question.predictor.acall)
-            turn = self._recorded(question, outcome)
+            turn = await self._waited_for(lambda: self._recorded(question, outcome))
         self._announce(turn, outcome)
         return question.answer_of(outcome)
 

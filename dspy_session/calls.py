@@ -12,7 +12,7 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from dspy_session.core.options import Lock
 from dspy_session.core.state import SessionState
@@ -32,8 +32,6 @@ from dspy_session.program.streaming import Streaming, as_prediction, astreamed, 
 from dspy_session.summarizing import Summarizing
 
 __all__ = ["Calls"]
-
-_Done = TypeVar("_Done")
 
 logger = logging.getLogger("dspy_session")
 
@@ -201,10 +199,6 @@ class Calls(Summarizing):
         (turn, _), cancelled = await seen_through(lambda: self._record(outcome))
         return turn, cancelled
 
-    async def _waited_for(self, work: Callable[[], _Done]) -> _Done:
-        """Do what may wait for a store, and leave the event loop free meanwhile."""
-        return work() if self._journal is None else await asyncio.to_thread(work)
-
     def _begin(self, settings: CallSettings, trial: bool) -> Turn | None:
         """Refuse a turn for which there is no room; return the one that answered the request."""
         if trial or home_of(self) is not None:
@@ -338,10 +332,12 @@ class Calls(Summarizing):
             return (turn, after), after
 
         try:
-            return self._move(publish)
+            recorded = self._move(publish)
         except StoreError as error:
             error.turn, error.prediction = turn, outcome.returned
             raise
+        # A stored turn may have become that of another session, which branched off.
+        return recorded if self._journal is None else (recorded[0], self._state)
 
     def _missed(self, attempt: Attempt) -> None:
         with self._locks.state:

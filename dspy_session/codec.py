@@ -10,6 +10,9 @@ values are in plain form (`dspy_session.core.values`); values of a program's own
 and read with the codecs that `dspy_session.program_codecs(program)` finds. Versions 1 and 2 are the
 published dspy-session 0.1's and are read.
 
+A document may have a `digest` of the rest, which `with_digest` adds and reading checks. It finds
+what was damaged, or edited by mistake; whoever alters a document on purpose can make another.
+
 Laws: `decode(encode(state, options)) == (state, options)`, snapshots, redoable turns, other answers
 and nested states included; decoding any bytes either gives a state or raises `FormatError`; nothing
 is imported or evaluated.
@@ -17,6 +20,7 @@ is imported or evaluated.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
@@ -31,10 +35,11 @@ from dspy_session.published import from_published, read_published
 from dspy_session.rows import from_rows, to_rows
 from dspy_session.wire import Wire
 
-__all__ = ["VERSION", "decode", "encode", "from_wire", "to_wire"]
+__all__ = ["VERSION", "decode", "encode", "from_wire", "to_wire", "with_digest"]
 
 VERSION: Final = 3
 KIND: Final = "dspy-session"
+_DIGEST: Final = "digest"
 
 _Format = Literal["json", "msgpack"]
 
@@ -102,8 +107,8 @@ def from_wire(
         codecs: Reads values of types beyond plain data; see `to_wire`.
 
     Raises:
-        FormatError: The data is no conversation, is damaged, is from a newer version, or holds a
-            value of a type that no codec reads.
+        FormatError: The data is no conversation, is damaged, is from a newer version, does not fit
+            its digest, or holds a value of a type that no codec reads.
 
     Example:
         >>> from_wire(to_wire(SessionState(), SessionOptions()))[0] == SessionState()
@@ -111,6 +116,7 @@ def from_wire(
     """
     version = _version_of(data)
     try:
+        _check_digest(data)
         if version in (1, 2):
             return from_published(data)
         wire = msgspec.convert(data, Wire)
@@ -122,6 +128,33 @@ def from_wire(
             f"This is a conversation of version {version}, but it is damaged: {error}. "
             "Restore the file from a backup; nothing was loaded."
         ) from error
+
+
+def with_digest(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a document with a digest of itself, by which reading it tells whether it was altered.
+
+    Args:
+        document: What `to_wire` returned.
+
+    Example:
+        >>> document = with_digest(to_wire(SessionState(), SessionOptions()))
+        >>> document["digest"][:7], from_wire(document)[0] == SessionState()
+        ('sha256:', True)
+    """
+    return {**document, _DIGEST: _digest_of(document)}
+
+
+def _check_digest(document: Mapping[str, Any]) -> None:
+    if _DIGEST in document and document[_DIGEST] != _digest_of(document):
+        raise FormatError(
+            "This conversation was altered since it was exported: its digest does not fit. Export "
+            "it again; if it was edited on purpose, delete the digest."
+        )
+
+
+def _digest_of(document: Mapping[str, Any]) -> str:
+    rest = {name: value for name, value in document.items() if name != _DIGEST}
+    return f"sha256:{hashlib.sha256(msgspec.json.encode(rest)).hexdigest()}"
 
 
 def encode(

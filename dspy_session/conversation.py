@@ -7,6 +7,7 @@ else. It knows no program: what runs one is `Session`.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -76,6 +77,10 @@ class Conversation(Nestable):
     def _publish(self, state: SessionState) -> None:
         with self._locks.state:
             self._state = state
+
+    async def _waited_for(self, work: Callable[[], _Result]) -> _Result:
+        """Do what may wait for a store, and leave the event loop free meanwhile."""
+        return work() if self._journal is None else await asyncio.to_thread(work)
 
     def _check_room(self) -> None:
         """Refuse a turn of a session that is as large as its store lets it be."""

@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import uuid
+from codecs import BOM_UTF8
 from pathlib import Path
 
 from dspy_session import codec
@@ -24,7 +25,13 @@ from dspy_session.core.state import SessionState
 from dspy_session.core.values import REGISTERED, ValueCodecs
 from dspy_session.errors import FormatError
 
-__all__ = ["AnyPath", "is_conversation_file", "read_conversation", "write_conversation"]
+__all__ = [
+    "AnyPath",
+    "is_conversation_file",
+    "read_conversation",
+    "write_conversation",
+    "write_whole",
+]
 
 AnyPath = str | os.PathLike[str]
 
@@ -47,7 +54,19 @@ def write_conversation(
         ValueCodecError: A field holds a value of a type without written form; nothing is written.
         OSError: The file cannot be written; what was there before is untouched.
     """
-    data = codec.encode(state, options, codecs=codecs)
+    write_whole(path, codec.encode(state, options, codecs=codecs))
+
+
+def write_whole(path: AnyPath, data: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Args:
+        path: The file; the folder must exist.
+        data: What it is to hold.
+
+    Raises:
+        OSError: The file cannot be written; what was there before is untouched.
+    """
     target = Path(path).resolve()
     if not target.parent.is_dir():
         raise FileNotFoundError(
@@ -59,7 +78,7 @@ def write_conversation(
             f"Cannot save to {os.fspath(path)!r}: it is a folder. Name a file in it, or pass "
             "save_program=True to write the whole program there."
         )
-    _write_whole(target, data)
+    _replace(target, data)
 
 
 def read_conversation(
@@ -75,8 +94,13 @@ def read_conversation(
         FormatError: The file is corrupt, truncated, from the future or of another kind.
         OSError: The file cannot be read.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise FormatError(
+            f"Expected the path of a saved conversation, or its dict, not {type(path).__name__}."
+        )
     try:
-        return codec.decode(Path(path).read_bytes(), codecs=codecs)
+        data = Path(path).read_bytes().removeprefix(BOM_UTF8)  # some editors put it there
+        return codec.decode(data, codecs=codecs)
     except FormatError as error:
         raise FormatError(f"Cannot load {os.fspath(path)!r}. {error}") from error
 
@@ -93,7 +117,7 @@ def is_conversation_file(path: AnyPath) -> bool:
         return False
 
 
-def _write_whole(path: Path, data: bytes) -> None:
+def _replace(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with open(temporary, "xb") as file:

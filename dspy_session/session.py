@@ -1,8 +1,8 @@
 """The everyday face: a `dspy.Module` that holds a conversation with the program inside it.
 
 A session is a `Conversation` (state and moves) and a `Branch` (the program). Its parts build on one
-another: `Chatting`, `Summarizing`, `Calls`, `Asking`, `Using`, `Saving`, in modules of these names.
-Here is the rest: how a session is made, set up, forked and loaded.
+another: `Chatting`, `Summarizing`, `Calls`, `Asking`, `Using`, `Saving`, `Looking`, in modules
+of these names. Here is the rest: how a session is made, set up, forked and loaded.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from dspy_session.errors import CallError, FormatError, HistoryError, MessageErr
 from dspy_session.files import AnyPath, read_conversation
 from dspy_session.journal.keeping import Journal
 from dspy_session.locks import Locks
+from dspy_session.looking import Looking
 from dspy_session.program import run as program_run
 from dspy_session.program.anatomy import check_module, copy_program
 from dspy_session.program.approvals import Approver
@@ -39,7 +40,6 @@ from dspy_session.program.evaluating import evaluating
 from dspy_session.program.hooks import NO_HOOKS, Hooks
 from dspy_session.program.slot import history_slot, refuse_conflicts
 from dspy_session.program.types import program_codecs
-from dspy_session.saving import Saving
 
 __all__ = ["OnTurn", "Session", "sessionify"]
 
@@ -47,7 +47,7 @@ OnTurn = Callable[["Session", Turn], Any]
 """Called with the session and the new turn after a turn was recorded, outside any lock."""
 
 
-class _Session(Saving):
+class _Session(Looking):
     """All that a session is; `Session` is short, for optimizers paste its source into prompts."""
 
     def __init__(
@@ -209,8 +209,8 @@ class _Session(Saving):
     def instructions(self, given: str | Instructions | InstructionsOf | None) -> None:
         made = given if callable(given) else None
         told = None if callable(given) else as_instructions(given)
-        self._attached = msgspec.structs.replace(self._attached, instructions=made)
         self._move(lambda state: (None, instruct(state, told)))
+        self._attached = msgspec.structs.replace(self._attached, instructions=made)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in SessionOptions.__struct_fields__:
@@ -245,6 +245,7 @@ class _Session(Saving):
             TurnIndexError: There is no such turn.
             OptionError: `session_id` is empty, too long, or holds control characters.
             SessionExistsError: The store has a session of that id.
+            ConflictError: It was deleted from its store.
         """
         state = self.state
         if at is not None and at != state.stop:

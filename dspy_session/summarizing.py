@@ -65,6 +65,10 @@ class Summarizing(Chatting):
 
         return self._move(publish)
 
+    async def _asummarized(self, plan: Summary) -> SessionState | None:
+        made = await plan.amake()
+        return await self._waited_for(lambda: self._summarized(plan, made))
+
     # --- by itself, before a call -----------------------------------------------------------------
 
     @property
@@ -91,7 +95,7 @@ class Summarizing(Chatting):
         """As `_make_room`, for awaited calls."""
         plan = self._due(kwargs, at, trial)
         if plan is not None:
-            self._summarized(plan, await plan.amake())
+            await self._asummarized(plan)
 
     def _with_room(
         self,

@@ -31,6 +31,7 @@ LAYERS = (
     "files",
     "stores",  # 3
     "journal",
+    "pictures",
     "program",  # 4
     "locks",  # 5
     "signing",
@@ -45,8 +46,18 @@ LAYERS = (
     "asking",
     "using",
     "saving",
+    "looking",
     "session",
+    "training",
     "templates",
+    "tabulating",
+    "setups",
+    "replay_report",
+    "replay_comparison",
+    "replaying",
+    "prompt_values",
+    "prompt_changes",
+    "drifting",
     "awaiting",
     "session_info",
     "browsing",
@@ -63,8 +74,9 @@ LAYERS = (
 """Lowest first, with the design's level numbers; within a level, the later uses the earlier."""
 
 KNOWS_DSPY = set(
-    "program attached conversation branch chatting summarizing calls asking using saving session "
-    "protocol templates maintaining recipes manager testing integrations demo cli".split()
+    "program attached conversation branch chatting summarizing calls asking using saving looking "
+    "session training protocol templates setups replaying drifting maintaining recipes manager "
+    "testing integrations demo cli".split()
 )
 
 CORE_STDLIB = set(

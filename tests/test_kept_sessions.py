@@ -135,9 +135,14 @@ def test_X5_a_stale_writer_is_told_and_loses_nothing(
 
 
 def test_X5_other_changes_of_a_stale_writer_are_refused_too(store: Store, lm: ScriptedLM) -> None:
+    def told(state: SessionState) -> str:
+        return f"{len(state)} turns"
+
     session, other = opened(store), opened(store)
+    other.instructions = told  # belongs to no state, so it is not stored
     session(question="first")
     for change in (
+        lambda: setattr(other, "instructions", "Be brief."),
         lambda: other.data.set("a", 1),
         lambda: other.update_metadata({"a": 1}),
         lambda: other.add_turn({"question": "q"}, {"answer": "a"}),
@@ -148,6 +153,7 @@ def test_X5_other_changes_of_a_stale_writer_are_refused_too(store: Store, lm: Sc
         assert caught.value.prediction is None
         assert other.state is before
     assert stored(store) == session.state
+    assert other.instructions is told
 
 
 def test_X5_retry_appends_after_the_newer_turns(store: Store, lm: ScriptedLM) -> None:
@@ -168,6 +174,32 @@ def test_X5_retry_appends_after_the_newer_turns(store: Store, lm: ScriptedLM) ->
     assert questions(other) == ["first"]
 
 
+def test_X5_retry_takes_back_nothing_that_its_writer_has_not_seen(
+    store: Store, lm: ScriptedLM
+) -> None:
+    session = opened(store)
+    session(question="shared")
+    other = opened(store, on_conflict=OnConflict.RETRY)
+    session(question="unseen")
+    changes: list[Callable[[], Any]] = [
+        other.undo,
+        other.reset,
+        other.clear,
+        other.regenerate,
+        lambda: other.rewind(0),
+        lambda: other.truncate(0),
+    ]
+    for change in changes:
+        before = other.state
+        with pytest.raises(ConflictError):
+            change()
+        assert other.state is before
+    assert stored(store) == session.state
+    session.undo()
+    other.undo()  # what is left, it has seen
+    assert len(stored(store)) == 0
+
+
 def test_X5_branch_goes_on_beside_the_other(store: Store, lm: ScriptedLM) -> None:
     session = opened(store)
     session(question="shared")
@@ -181,6 +213,29 @@ def test_X5_branch_goes_on_beside_the_other(store: Store, lm: ScriptedLM) -> Non
     assert Archive(store).ref(other.session_id).origin == "chat"
     other(question="later")
     assert [t.inputs["question"] for t in stored(store, other.session_id)][-1] == "later"
+
+
+def test_X5_branch_and_fork_go_on_although_the_path_they_were_on_is_gone(
+    store: Store, lm: ScriptedLM
+) -> None:
+    session = opened(store)
+    session(question="left")
+    stale, other = opened(store), opened(store, on_conflict=OnConflict.BRANCH)
+    session.undo()
+    session(question="taken")
+    store.vacuum()
+    other(question="late")
+    fork = stale.fork()
+    assert questions(other) == ["left", "late"]
+    assert stored(store, other.session_id) == other.state
+    assert stored(store, fork.session_id).turns == stale.turns
+    assert stored(store) == session.state
+
+    store.delete("chat")
+    left = store.totals().sessions
+    with pytest.raises(ConflictError):
+        stale.fork()
+    assert store.totals().sessions == left
 
 
 def test_X5_a_deleted_session_keeps_no_turn_but_loses_none(store: Store, lm: ScriptedLM) -> None:
@@ -414,6 +469,18 @@ def test_a_value_without_written_form_is_refused_and_the_session_is_as_it_was(
     before = session.state
     with pytest.raises(ValueCodecError, match="turn 1"):
         session.add_turn({"question": object()}, {"answer": "x"})
+    assert session.state is before
+    assert stored(store) == before
+
+
+def test_text_that_no_store_can_hold_is_refused_and_the_session_is_as_it_was(store: Store) -> None:
+    session = opened(store)
+    session.add_turn({"question": "\ud800"}, {"answer": "values may be any text"})
+    before = session.state
+    with pytest.raises(ValueCodecError, match="no valid text"):
+        session.add_turn({"\ud800": "a name"}, {"answer": "x"})
+    with pytest.raises(ValueCodecError, match="no valid text"):
+        session.instructions = "\ud800"
     assert session.state is before
     assert stored(store) == before
 

@@ -661,6 +661,15 @@ def test_D4_a_plain_return_is_what_an_only_output_said_else_text(lm: ScriptedLM)
     assert shown.splitlines() == ["[1]", "question: one", "output: answer to one"]
 
 
+@pytest.mark.parametrize(
+    ("value", "told"), [([1, None], "[1, null]"), (["a", "b"], "[1] «a»\n  [2] «b»")]
+)
+def test_D4_lists_of_anything_are_shown_in_text(lm: ScriptedLM, value: Any, told: str) -> None:
+    state = start([{"question": "one", "found": value, "more": "x"}])
+    talk(Pipeline(), "two", state=state)
+    assert told in str(lm.prompts[-1][1]["content"])
+
+
 def test_D4_replaying_a_plain_return_shows_what_the_call_showed(lm: ScriptedLM) -> None:
     program = Pipeline()
     state = talk(program, "one", "two", "three")

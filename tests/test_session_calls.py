@@ -109,7 +109,11 @@ def test_A4_inputs_that_are_named_like_settings_stay_inputs() -> None:
 
 def test_A4_wrong_settings_are_refused_before_anything_runs() -> None:
     session = qa_session()
-    wrong: list[dict[str, Any]] = [{"lm": "gpt"}, {"config": ["temperature"]}, {"request_id": 7}]
+    wrong: list[dict[str, Any]] = [
+        {"lm": "gpt"},
+        {"config": ["temperature"]},
+        *({"request_id": id} for id in (7, "", "r\ud800")),
+    ]
     for setting in wrong:
         (name,) = setting
         with refused(session, CallError, f"{name}="):

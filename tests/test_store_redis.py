@@ -658,6 +658,7 @@ def test_a_password() -> None:
     [
         "redis://:sesame/7@127.0.0.1:6379",
         "redis://:sesame@127.0.0.1:sesame",
+        "redis://:sesame@127.0.0.1:6379/0?colour=sesame",
         "http://:sesame@127.0.0.1",
         "sesame",
         "redis://:sesame@127.0.0.1/0?socket_timeout=sesame",

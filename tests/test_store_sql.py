@@ -502,6 +502,7 @@ SECRET = "pass-3-word"
         f"mysql://user:{SECRET}@host/database",
         f"postgresql+asyncpg://user:{SECRET}@host/database",
         f"sqlite:///chats.db?timeout={SECRET}",
+        "sqlite:///chats\0.db",
         "",
         None,
     ],
@@ -584,6 +585,16 @@ def test_a_damaged_row_is_named_and_the_rest_can_be_read(store: SQLStore) -> Non
         store.ref("eve")
     assert store.ref("ada") is not None
     assert store.walk(other[0].family, other[-1].key, 0) == other
+
+
+def test_a_chain_that_leads_back_to_itself_ends(any_url: str) -> None:
+    with SQLStore(any_url) as store:
+        nodes = filled(store)
+        with store._connected() as connection:
+            key = nodes[1].key
+            connection.execute(f"UPDATE dspy_session_nodes SET parent = {key} WHERE key = {key}")
+        found = {node.key for node in store.walk(nodes[0].family, nodes[-1].key, 0)}
+        assert found == {node.key for node in nodes[1:]}
 
 
 def test_nothing_is_deleted_by_bones_that_are_damaged(store: SQLStore) -> None:

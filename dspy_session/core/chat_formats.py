@@ -22,7 +22,7 @@ from dspy_session.core.chat_messages import (
 )
 from dspy_session.errors import MessageError
 
-__all__ = ["from_jsonl", "from_sharegpt", "to_jsonl", "to_sharegpt"]
+__all__ = ["from_jsonl", "from_sharegpt", "json_text", "to_jsonl", "to_sharegpt"]
 
 Message = dict[str, Any]
 
@@ -135,7 +135,7 @@ def _as_written(value: str, calls: list[Message]) -> list[str]:
     texts, at = [], len("[") if value.startswith("[") else 0
     for call in calls:
         arguments, head = call.get("arguments", {}), _head(call["name"])
-        text = _json_text(arguments)
+        text = json_text(arguments)
         if value.startswith(head, at):
             _, end = _DECODER.raw_decode(value, at + len(head))
             text, at = value[at + len(head) : end], end + len("}, ")
@@ -144,7 +144,7 @@ def _as_written(value: str, calls: list[Message]) -> list[str]:
 
 
 def _head(name: str) -> str:
-    return f'{{"name": {_json_text(name)}, "arguments": '
+    return f'{{"name": {json_text(name)}, "arguments": '
 
 
 _DECODER: Final = json.JSONDecoder()
@@ -204,7 +204,7 @@ def _sharegpt_call(function: Mapping[str, str]) -> str:
         is_object = isinstance(json.loads(arguments), dict) and arguments == arguments.strip()
     except (ValueError, RecursionError):
         is_object = False
-    text = arguments if is_object else _json_text(arguments)
+    text = arguments if is_object else json_text(arguments)
     return _head(function["name"]) + text + "}"
 
 
@@ -288,11 +288,15 @@ def to_jsonl(
     """
     for messages in listed_messages(conversations):
         record = {"messages": [checked_message(message) for message in listed_messages(messages)]}
-        yield _json_text(record) + "\n"
+        yield json_text(record) + "\n"
 
 
-def _json_text(value: Any) -> str:
-    """JSON with letters as they are, unless there are lone surrogates, which no file takes."""
+def json_text(value: Any) -> str:
+    """Return JSON with letters as they are, unless there are lone surrogates, which no file takes.
+
+    Args:
+        value: A JSON value.
+    """
     text = json.dumps(value, ensure_ascii=False)
     try:
         text.encode("utf-8")

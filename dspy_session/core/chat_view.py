@@ -33,6 +33,7 @@ from dspy_session.core.chat_messages import (
 )
 from dspy_session.core.copies import private_copy
 from dspy_session.core.state import SessionState
+from dspy_session.core.turn import Turn
 from dspy_session.core.window import CHAT_MESSAGES, WAITED_MESSAGES, Exchange
 from dspy_session.errors import MessageError
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ToolUse",
+    "messages_by_turn",
     "pair",
     "readable",
     "set_tool_steps",
@@ -128,6 +130,24 @@ def to_openai(
     return [private_copy(message) for message in _Telling(fields, exclude).of(state)]
 
 
+def messages_by_turn(
+    state: SessionState, fields: ChatFields | None = None, exclude: Collection[str] = ()
+) -> tuple[list[Message], list[tuple[Turn, list[Message]]]]:
+    """Return the messages of `to_openai` turn by turn, without those that wait.
+
+    Args:
+        state: The conversation.
+        fields: As in `state_messages`.
+        exclude: As in `state_messages`.
+
+    Returns:
+        The messages before the first turn, and each turn with its own.
+    """
+    telling = _Telling(fields, exclude)
+    opening = [private_copy(message) for message in telling.opening(state)]
+    return opening, [(turn, [private_copy(m) for m in telling.turn(turn)]) for turn in state]
+
+
 def pair(said: str | None, answered: str | None) -> list[Message]:
     """Return a user message and an assistant message, without the one that is None.
 
@@ -166,20 +186,27 @@ class _Telling:
 
     def of(self, state: SessionState) -> Iterator[Message]:
         """The messages of a conversation; they may be its own."""
-        yield from _system(state)
-        known = {name for turn in state for name in turn.exchange.shape[0]} if state.seed else set()
-        for number, exchange in enumerate(state.seed):
-            yield from self._exchange(exchange, *self._roles(exchange, known), f"seed_{number}")
+        yield from self.opening(state)
         for turn in state:
-            exchange = turn.exchange
-            if exchange.erased:
-                continue
-            yield from self._exchange(exchange, exchange.inputs, exchange.outputs, str(turn.index))
+            yield from self.turn(turn)
         yield from self._as_came(
             state.beside.pending,
             self._hides([self.user] if self.user else self.exclude),
             self._hides([self.assistant] if self.assistant else self.exclude),
         )
+
+    def opening(self, state: SessionState) -> Iterator[Message]:
+        """What is told before the first turn: the instructions and the seed."""
+        yield from _system(state)
+        known = {name for turn in state for name in turn.exchange.shape[0]} if state.seed else set()
+        for number, exchange in enumerate(state.seed):
+            yield from self._exchange(exchange, *self._roles(exchange, known), f"seed_{number}")
+
+    def turn(self, turn: Turn) -> Iterator[Message]:
+        """What one turn tells; nothing, if it was erased."""
+        exchange = turn.exchange
+        if not exchange.erased:
+            yield from self._exchange(exchange, exchange.inputs, exchange.outputs, str(turn.index))
 
     def _roles(self, exchange: Exchange, known: Collection[str]) -> tuple[Fields, Fields]:
         """Who said which fields of a seed, where inputs and outputs may stand side by side."""

@@ -16,7 +16,17 @@ from typing import Any, Final, Protocol, TypeVar
 from pyrsistent import PVector
 from pyrsistent import _pvector as _implementation
 
-__all__ = ["Older", "PVector", "deferred", "differing", "older_part", "stretch", "vector"]
+__all__ = [
+    "Older",
+    "PVector",
+    "deferred",
+    "differing",
+    "holds",
+    "is_same",
+    "older_part",
+    "stretch",
+    "vector",
+]
 
 _Item = TypeVar("_Item")
 
@@ -47,6 +57,11 @@ class Older(Protocol):
 
     def items(self) -> PVector[Any]:
         """Return the items, the very same ones each time."""
+        ...
+
+    @property
+    def is_read(self) -> bool:
+        """Whether somebody looked; until then nobody else has one of the items."""
         ...
 
 
@@ -129,7 +144,38 @@ def stretch(items: PVector[_Item], start: int, stop: int) -> Iterator[_Item]:
     return islice(iter(whichever), start, stop)
 
 
-def differing(one: PVector[_Item], other: PVector[_Item], stop: int) -> Iterator[int]:
+def is_same(one: PVector[_Item], at: int, other: PVector[_Item], there: int) -> bool:
+    """Whether two vectors hold one object; nothing is fetched, for nobody has what was not read.
+
+    Args:
+        one: A vector.
+        at: A position in it.
+        other: Another vector.
+        there: A position in that.
+    """
+    return _unread(one) <= at and holds(other, there, one[at])
+
+
+def holds(items: PVector[_Item], at: int, item: _Item) -> bool:
+    """Whether a vector holds an object at a position; as `is_same`, this fetches nothing.
+
+    Args:
+        items: The vector.
+        at: The position.
+        item: The object.
+    """
+    return _unread(items) <= at and items[at] is item
+
+
+def _unread(items: PVector[Any]) -> int:
+    """How many items at the beginning nobody has looked at."""
+    older = older_part(items)
+    return 0 if older is None or older.is_read else len(older)
+
+
+def differing(
+    one: PVector[_Item], other: PVector[_Item], stop: int, *, fetch: bool = True
+) -> Iterator[int]:
     """Yield the positions at which two vectors hold different objects, in ascending order.
 
     Parts that both share are skipped whole: the cost is that of the changes which lie between two
@@ -139,6 +185,8 @@ def differing(one: PVector[_Item], other: PVector[_Item], stop: int) -> Iterator
         one: A vector.
         other: Another vector, or another version of it.
         stop: The position to stop before; both are at least as long.
+        fetch: Whether what nobody has looked at yet is fetched, to be compared; otherwise it
+            differs from whatever another vector has.
 
     Example:
         >>> one = vector(range(100))
@@ -149,12 +197,13 @@ def differing(one: PVector[_Item], other: PVector[_Item], stop: int) -> Iterator
     right: Any = other
     shared = 0
     if isinstance(left, _Deferred) or isinstance(right, _Deferred):
-        if not isinstance(left, _Deferred) or not isinstance(right, _Deferred):
-            left, right = _whole(left), _whole(right)
-        elif left._older is right._older:
+        if older_part(left) is older_part(right):
             left, right, shared = left._rest, right._rest, left._count
+        elif not fetch and (_unread(left) or _unread(right)):
+            yield from (at for at in range(stop) if not is_same(left, at, right, at))
+            return
         else:
-            left, right = left.whole(), right.whole()
+            left, right = _whole(left), _whole(right)
     for position in _compared(left, right, stop - shared):
         yield position + shared
 

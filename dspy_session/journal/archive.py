@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence, Set
 from typing import Final
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -20,6 +21,7 @@ from dspy_session.core.data import as_data
 from dspy_session.core.state import SessionState, checked_id, with_id
 from dspy_session.core.turn import Turn
 from dspy_session.core.values import REGISTERED, ValueCodecs
+from dspy_session.core.vectors import older_part, stretch
 from dspy_session.errors import (
     ConflictError,
     DataError,
@@ -40,7 +42,7 @@ from dspy_session.stores.records import Node, Ref, new_key
 __all__ = ["Archive", "Held", "about_body"]
 
 _CHAINS: Final = 32
-"""How many of the latest written or read chains are remembered, to build on."""
+"""How many of the latest written or read chains are remembered, apart from those in use."""
 
 
 class Held(msgspec.Struct, frozen=True, eq=False):
@@ -51,12 +53,16 @@ class Held(msgspec.Struct, frozen=True, eq=False):
         ref: The session's ref.
         chains: Where its turns are stored, those of the state itself last.
         seeds: Where its seeds are.
+        turns: By the key of its node, each turn that was read or written and is in use still.
+        erasure: See `StoredState`.
     """
 
     state: SessionState
     ref: Ref
     chains: tuple[Chain, ...] = ()
     seeds: tuple[Seed, ...] = ()
+    turns: WeakValueDictionary[int, Turn] = msgspec.field(default_factory=WeakValueDictionary)
+    erasure: int | None = None
 
 
 class Archive:
@@ -118,27 +124,38 @@ class Archive:
         """
         return self.read(self.ref(id), newest)
 
-    def read(self, ref: Ref, newest: int | None = None) -> Held:
+    def read(self, ref: Ref, newest: int | None = None, *, onto: Held | None = None) -> Held:
         """Return the session of a ref.
 
         Args:
             ref: The ref.
             newest: As in `load`.
+            onto: The session as it was read or written before: what it has is not read again.
 
         Raises:
             FormatError: As `load`.
             SecretError: As `load`.
         """
-        reading = Reading(self.store, ref.family, self.codecs, self.seal)
+        if onto is not None and (onto.ref.family != ref.family or not onto.chains):
+            onto = None
         try:
             row = opened(StoredState, ref.body, self.seal, about_body(ref.id, ref.family))
-            state, chain = reading.state(row, newest=None if newest is None else max(newest, 1))
+            # Where something was erased, what was read before tells where turns are, not what.
+            goes_on = onto is not None and onto.erasure == row.erasure
+            turns = onto.turns if onto and goes_on else None
+            reading = Reading(self.store, ref.family, self.codecs, self.seal, turns)
+            reading.seeds.extend(onto.seeds if onto else ())
+            newest = None if newest is None else max(newest, 1)
+            chain = onto.chains[-1] if onto and goes_on else None
+            state, chain = reading.state(row, newest=newest, onto=chain)
             metadata = as_data(ref.metadata)
         except (FormatError, DataError, OptionError) as error:
             raise FormatError(f"Session {ref.id!r} cannot be read. {error}") from error
         profile = msgspec.structs.replace(state.profile, metadata=metadata)
         state = with_id(msgspec.structs.replace(state, profile=profile), ref.id)
-        return Held(state, ref, (chain,), tuple(reading.seeds))
+        known = onto.chains[-_CHAINS : -1 if goes_on else None] if onto else ()
+        seeds = tuple(reading.seeds)
+        return Held(state, ref, (*known, chain), seeds, reading.known, row.erasure)
 
     def turns(self, id: str, start: int | None = None, stop: int | None = None) -> tuple[Turn, ...]:
         """Return some turns of a session; those after them are passed over, those before not read.
@@ -146,7 +163,7 @@ class Archive:
         Args:
             id: Its id.
             start: The index of the first; None for the oldest. A negative one counts from the end.
-            stop: The index after the last; None for the end.
+            stop: The index after the last; None for the end. A negative one, too.
 
         Raises:
             SessionNotFoundError: There is none of that id.
@@ -168,9 +185,10 @@ class Archive:
         Raises:
             FormatError: As in `turns`.
         """
+        start, stop = (
+            each + ref.stop if each is not None and each < 0 else each for each in (start, stop)
+        )
         end = ref.stop if stop is None else min(stop, ref.stop)
-        if start is not None and start < 0:
-            start += ref.stop
         begin = ref.first if start is None else max(start, ref.first)
         if begin >= end:
             return ()
@@ -199,13 +217,21 @@ class Archive:
             raise _exists(id)
         return written
 
-    def fork(self, held: Held, id: str, state: SessionState | None = None) -> Held:
+    def fork(
+        self,
+        held: Held,
+        id: str,
+        state: SessionState | None = None,
+        newest: int | None = None,
+    ) -> Held:
         """Write a session that shares its turns with another, at the same cost for any length.
 
         Args:
             held: The other session.
             id: The new one's id.
             state: What the new one is to be; None for what the other is.
+            newest: How many turns to read of one that ends before those which were read; see
+                `load`. What comes after its end, and may be damaged, is not read for it.
 
         Raises:
             SessionExistsError: There is a session of that id.
@@ -224,7 +250,9 @@ class Archive:
         base = msgspec.structs.replace(held, ref=blank)
         written = self._write(base, state, expected=None, moved=moved)
         if written is not None:
-            return written
+            older, count = older_part(written.state.held), len(written.state)
+            ends_unread = older is not None and 0 < count <= len(older)
+            return self.read(written.ref, newest) if ends_unread else written
         if self.store.ref(id) is not None:
             raise _exists(id)
         raise _conflict(held.ref.id)
@@ -264,7 +292,7 @@ class Archive:
             SessionNotFoundError: It was deleted.
         """
         ref = self.ref(held.ref.id)
-        return held if ref.version == held.ref.version else self.read(ref, newest)
+        return held if ref.version == held.ref.version else self.read(ref, newest, onto=held)
 
     def _write(
         self, held: Held, state: SessionState, expected: int | None, *, moved: bool = False
@@ -298,6 +326,7 @@ class Archive:
             old.family, held.chains, held.seeds, self.codecs, self.seal, now, trusted, anew
         )
         row, chain, links = writing.state(state, metadata=False)
+        row.erasure = held.erasure
         body = closed(row, self.seal, about_body(old.id, old.family))
         count = state.stop - state.first
         head = chain.marks[count - 1] if count else None
@@ -318,13 +347,21 @@ class Archive:
             metadata=state.metadata.to_dict(),
             body=body,
         )
-        if moved and chain.count:
-            writing.needs.add(chain.marks[0].key)
+        if moved or (trusted is not None and chain.first < trusted.first):
+            # One session may keep the newest turn and another the oldest, and none those between.
+            writing.needs.update(mark.key for mark in stretch(chain.marks, 0, chain.count))
+            turns = stretch(chain.held, 0, chain.count)
+            if not anew and any(turn.window.start < chain.first for turn in turns):
+                return None  # nor need there be what was trimmed, though they saw it
         known = {node.key for node in writing.nodes}.union(span.key for span in old.links)
         if not self._put(ref, expected, writing.nodes, writing.needs - known):
             return None
-        chains = [other for other in writing.chains if other is not chain][1 - _CHAINS :]
-        return Held(state, ref, (*chains, chain), tuple(writing.seeds))
+        spare = [other for other in writing.chains if id(other) not in writing.used]
+        kept = {*writing.used, *map(id, spare[1 - _CHAINS :])} - {id(chain)}
+        chains = [other for other in writing.chains if id(other) in kept]
+        held.turns.update(writing.turns)
+        seeds = tuple(writing.seeds)
+        return Held(state, ref, (*chains, chain), seeds, held.turns, held.erasure)
 
     def _put(self, ref: Ref, expected: int | None, nodes: Sequence[Node], needs: Set[int]) -> bool:
         """Put a ref; where the answer was lost, look whether it came through."""

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from dspy_session.core.turn import Turn
-from dspy_session.core.vectors import PVector, differing, older_part, vector
+from dspy_session.core.vectors import PVector, differing, is_same, older_part, vector
 from dspy_session.core.window import Exchange, Window
 
 __all__ = ["NO_CHAIN", "Chain", "Mark", "agrees", "longest_common", "stored_newest"]
@@ -77,6 +77,9 @@ def longest_common(
         The chain; where in it the first turn stands; how many of the turns are its.
     """
     best = NO_CHAIN, 0, 0
+    same = next((one for one in chains if one.held is held and one.first == first), None)
+    if same is not None and same.count == count:
+        return same, 0, count
     for chain in _candidates(chains, held, family):
         shift = first - chain.first
         if shift < 0:
@@ -85,10 +88,11 @@ def longest_common(
         if end <= best[2] or (chain.held is not held and not len(chain.held)):
             continue
         if shift == 0:
-            common = end if chain.held is held else next(differing(held, chain.held, end), end)
+            differ = differing(held, chain.held, end, fetch=False)
+            common = end if chain.held is held else next(differ, end)
         else:
-            same = (held[at] is chain.held[at + shift] for at in range(end))
-            common = next((at for at, is_same in enumerate(same) if not is_same), end)
+            differ = (at for at in range(end) if not is_same(held, at, chain.held, at + shift))
+            common = next(differ, end)
         if common > best[2]:
             best = chain, shift, common
         if common == count:
@@ -130,8 +134,9 @@ def agrees(window: Window, chain: Chain) -> bool:
     log, mine = chain.log, window.log
     if chain.first == window.offset:
         return mine is log or all(
-            at + chain.first < start for at in differing(mine, log, stop - chain.first)
+            at + chain.first < start for at in differing(mine, log, stop - chain.first, fetch=False)
         )
     return all(
-        mine[at - window.offset] is log[at - chain.first] for at in range(stop - 1, start - 1, -1)
+        is_same(mine, at - window.offset, log, at - chain.first)
+        for at in range(stop - 1, start - 1, -1)
     )

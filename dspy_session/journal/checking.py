@@ -27,8 +27,8 @@ from dspy_session.core.data import as_data
 from dspy_session.core.turn import Beside
 from dspy_session.errors import FormatError, SessionError, StoreError
 from dspy_session.journal.archive import Archive, about_body
+from dspy_session.journal.decoding import run_of
 from dspy_session.journal.payloads import StoredSeed, StoredState, StoredTurn, opened
-from dspy_session.journal.reading import run_of
 from dspy_session.journal.standing import (
     NOTHING,
     Standing,
@@ -279,6 +279,8 @@ class _Checking:
 
     def chain(self, chain: _Chain) -> None:
         """Look at the nodes of a chain that were not looked at yet, the newest stretch first."""
+        if self.covered.get(chain.key, chain.depth + 1) <= chain.first:
+            return
         batch: list[tuple[int, Node]] = []
         for depth, node in self.back(chain):
             covered = self.covered.get(node.key)
@@ -340,7 +342,13 @@ class _Checking:
         contents = self.contents(row.like for _, _, row in checked if row is not None)
         beside = self.beside_before(chain, depth, oldest)
         parent = None if oldest.parent is None else self.node(oldest.parent)
+        base = None if parent is None else parent.base
         for each in checked:
+            at, node = each.depth, each.node
+            if node.base in (at, base) or (base is None and node.parent is not None):
+                base = node.base
+            else:
+                self.bad(chain, at, "what stood beside it is not told where its row says")
             if each.depth == chain.first and beside is None:
                 beside = chain.before
             beside = self.turn(chain, each, parent, beside, contents)

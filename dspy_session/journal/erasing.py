@@ -25,6 +25,7 @@ import msgspec
 
 from dspy_session.errors import FormatError, SecretError, TurnIndexError
 from dspy_session.journal.archive import Archive, about_body
+from dspy_session.journal.decoding import damaged
 from dspy_session.journal.payloads import (
     StoredBeside,
     StoredState,
@@ -33,12 +34,11 @@ from dspy_session.journal.payloads import (
     encoded,
     opened,
 )
-from dspy_session.journal.reading import damaged
 from dspy_session.journal.sealing import Seal
 from dspy_session.journal.standing import NOTHING, Standing, standing
 from dspy_session.journal.writing import about_node, content_hash
 from dspy_session.stores.base import Store
-from dspy_session.stores.records import Node, Ref, Span
+from dspy_session.stores.records import Node, Ref, Span, new_key
 from dspy_session.wire import WireExchange
 
 __all__ = ["Erased", "erase"]
@@ -64,7 +64,7 @@ def erase(archive: Archive, id: str, index: int) -> Erased:
     """Take the content of a turn out of the store, in every session that shares it.
 
     It costs as much as reading the family of the session. Sessions that are open and have the turn
-    in memory keep it until they are refreshed.
+    in memory keep it until they are refreshed, which their next write is told to do.
 
     Args:
         archive: Where the session is kept.
@@ -97,7 +97,7 @@ class _Erasing:
 
     def __init__(self, archive: Archive, ref: Ref) -> None:
         self.archive, self.store, self.ref, self.seal = archive, archive.store, ref, archive.seal
-        self.relatives = self.store.relatives(ref.family)
+        self.relatives, self.erasure = self.store.relatives(ref.family), new_key()
         self.nodes = {node.key: node for node in _family(self.store, self.relatives)}
         self.rows = {key: row for key, node in self.nodes.items() if (row := self._row(node))}
         self.having: dict[int, list[int]] = {}  # by content, the nodes that have it
@@ -115,6 +115,8 @@ class _Erasing:
         contents = self._belonging(self._content(key), index)
         payloads = self._without(contents)
         self.store.replace_payloads(self.ref.family, payloads)
+        for relative in self.relatives:
+            self._tell(relative.id)
         here = ((each.id, self._at(each, index)) for each in self.relatives)
         return Erased(
             session_id=self.ref.id,
@@ -122,6 +124,22 @@ class _Erasing:
             sessions=tuple(id for id, at in here if at and self._content(at) in contents),
             rows=len(payloads),
         )
+
+    def _tell(self, id: str) -> None:
+        """Give a session another version, so that whoever has it open reads it anew."""
+        seen = None
+        while (ref := self.store.ref(id)) is not None and ref.family == self.ref.family:
+            if ref.version == seen:
+                return  # it cannot be written, for a node of it is gone: who opens it reads it anew
+            seen = ref.version
+            about = about_body(id, ref.family)
+            row = opened(StoredState, ref.body, self.seal, about)
+            row.erasure = self.erasure
+            body = closed(row, self.seal, about)
+            size = ref.size + len(body) - len(ref.body)
+            told = msgspec.structs.replace(ref, body=body, size=size, version=new_key())
+            if self.store.put(told, ref.version):
+                return
 
     # --- what is there ----------------------------------------------------------------------------
 

@@ -21,9 +21,11 @@ from dspy_session.core.values import ValueCodecs
 from dspy_session.errors import (
     CallError,
     ConflictError,
+    FormatError,
     OptionError,
     SessionNotFoundError,
     SessionSizeError,
+    StoreError,
 )
 from dspy_session.journal.archive import Archive, Held
 
@@ -43,7 +45,8 @@ class OnConflict(enum.StrEnum):
     RAISE = "raise"
     """A `ConflictError`, which has the finished turn; the session is as it was."""
     RETRY = "retry"
-    """It is made again on top of what is there now: a turn comes after the newer ones."""
+    """It is made again on top of what is there now: a turn comes after the newer ones. What would
+    take back turns that its writer has not seen is a `ConflictError` all the same."""
     BRANCH = "branch"
     """It goes on as a session of its own, beside the other; `session_id` is then another."""
 
@@ -161,7 +164,7 @@ class Journal:
         """Do with a change that came too late what is to be done; return its result."""
         if self.on_conflict is OnConflict.BRANCH:
             name = f"{self.held.ref.id[:_LONGEST_NAME]}-{secrets.token_hex(4)}"
-            self.held = self.archive.fork(self.held, name, with_id(after, name))
+            self.held = self._forked(name, with_id(after, name))
             return result
         while self.on_conflict is OnConflict.RETRY:
             try:
@@ -169,10 +172,14 @@ class Journal:
                 state = newer.state
                 for transition in transitions:
                     result, state = transition(state)
+                if _takes_back_unseen(self.held.state, newer.state, state):
+                    raise error
                 self.held = self.archive.write(newer, state)
             except SessionNotFoundError as gone:
                 raise error from gone
-            except ConflictError:
+            except ConflictError as another:
+                if another is error:
+                    raise
                 continue
             return result
         raise error
@@ -207,9 +214,20 @@ class Journal:
 
         Raises:
             SessionExistsError: There is a session of that id.
+            ConflictError: This one was deleted, or what it needs is gone and was not read.
         """
-        held = self.archive.fork(self.held, id, state)
-        return self.over(held)
+        return self.over(self._forked(id, state))
+
+    def _forked(self, id: str, state: SessionState) -> Held:
+        """Store a session beside this one; what is not in the store any more is written anew."""
+        try:
+            return self.archive.fork(self.held, id, state, self._newest)
+        except ConflictError as error:  # this one was deleted, or took another path
+            try:
+                origin = self.archive.ref(self.held.ref.id).id
+                return self.archive.create(id, state, origin=origin)
+            except (FormatError, StoreError) as gone:
+                raise error from gone
 
     def over(self, held: Held) -> Journal:
         """Return a journal like this one for another session.
@@ -271,3 +289,12 @@ class Journal:
                 f"Session {self.held.ref.id!r} has {size} bytes, and may have {limit}. Nothing was "
                 "sent to a model. Truncate or summarize it, or set a higher max_session_size."
             )
+
+
+def _takes_back_unseen(seen: SessionState, newer: SessionState, after: SessionState) -> bool:
+    """Whether a change takes back what another writer said, which its own writer has not seen."""
+    last, known = newer.last, seen.last
+    if last is None or (known is not None and known.id == last.id):
+        return False
+    kept = after.first <= last.index < after.stop
+    return not kept or after.turn(last.index).id != last.id

@@ -13,7 +13,7 @@ import msgspec
 
 from dspy_session.core.turn import Run
 from dspy_session.core.values import SCALARS, TYPE_KEY
-from dspy_session.errors import FormatError
+from dspy_session.errors import FormatError, ValueCodecError
 from dspy_session.journal.sealing import Seal
 from dspy_session.wire import WireExchange, WireProfile, WireRun, WireView
 
@@ -78,6 +78,8 @@ class StoredState(msgspec.Struct, omit_defaults=True):
         own: The rest; None if it is that of the state it follows.
         written: What was written beside it since its tip, whole; None if nothing was.
         ahead: The paths ahead.
+        erasure: A key that is another one since a turn of the family was erased: what was read
+            before is not to be gone on with.
     """
 
     tip: int | None = None
@@ -88,6 +90,7 @@ class StoredState(msgspec.Struct, omit_defaults=True):
     own: StoredOwn | None = None
     written: StoredBeside | None = None
     ahead: list[StoredState] = []
+    erasure: int | None = None
 
 
 class StoredTurn(msgspec.Struct, omit_defaults=True, gc=False):
@@ -172,8 +175,18 @@ def encoded(value: Any) -> bytes:
 
     Args:
         value: Plain data.
+
+    Raises:
+        ValueCodecError: A text in it is none that UTF-8 can hold.
     """
-    return _encoder.encode(value)
+    try:
+        return _encoder.encode(value)
+    except UnicodeEncodeError as error:
+        bad = error.object[error.start : error.end]
+        raise ValueCodecError(
+            f"Cannot store the conversation: {bad!r} is no valid text. Field names, feedback, "
+            "instructions and ids must be."
+        ) from error
 
 
 def closed(value: Any, seal: Seal, about: bytes) -> bytes:
@@ -183,8 +196,11 @@ def closed(value: Any, seal: Seal, about: bytes) -> bytes:
         value: The row.
         seal: Compresses and encrypts.
         about: What the bytes belong to: those of another place do not open here.
+
+    Raises:
+        ValueCodecError: As `encoded`.
     """
-    return seal.close(_encoder.encode(value), about)
+    return seal.close(encoded(value), about)
 
 
 def opened(kind: type[_Stored], frame: bytes, seal: Seal, about: bytes) -> _Stored:

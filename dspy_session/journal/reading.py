@@ -7,22 +7,19 @@ are read like that from the start. What was read once is kept, so a turn stays t
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, TypeVar
 from weakref import WeakValueDictionary
 
-from dspy_session.core.chat import Pending, absorb
-from dspy_session.core.data import Data, data_of
 from dspy_session.core.profile import NO_PROFILE, Profile
 from dspy_session.core.state import SessionState, checked_id
-from dspy_session.core.turn import NOTHING_BESIDE, Beside, Run, Turn
+from dspy_session.core.turn import NOTHING_BESIDE, Beside, Turn
 from dspy_session.core.values import SCALARS, ValueCodecs
-from dspy_session.core.vectors import Older, PVector, deferred, vector
-from dspy_session.core.window import ERASED, Epoch, Exchange, View, Window
+from dspy_session.core.vectors import Older, PVector, deferred, stretch, vector
+from dspy_session.core.window import ERASED, Epoch, Exchange, View
 from dspy_session.errors import FormatError, SessionError, StoreError
 from dspy_session.journal.chains import Chain, Mark
+from dspy_session.journal.decoding import check_chain, damaged, data_after, run_of, waiting
 from dspy_session.journal.payloads import (
     StoredBeside,
     StoredOwn,
@@ -32,21 +29,22 @@ from dspy_session.journal.payloads import (
     opened,
 )
 from dspy_session.journal.sealing import Seal
+from dspy_session.journal.unread import Lane, OlderTurns, Seen
 from dspy_session.journal.writing import Seed, about_node
 from dspy_session.parts import (
     fields_from_wire,
-    message_from_wire,
     number_from_wire,
     profile_from_wire,
-    run_from_wire,
 )
 from dspy_session.stores.base import Store
 from dspy_session.stores.records import Node
 from dspy_session.wire import WireExchange, WireView
 
-__all__ = ["Reading", "damaged", "data_after", "run_of"]
+__all__ = ["Reading"]
 
 _SEEN_ALL: Final = View()
+
+_Item = TypeVar("_Item")
 
 
 class Reading:
@@ -57,15 +55,27 @@ class Reading:
         family: The family.
         codecs: Reads values of types beyond plain data.
         seal: As of the writer.
+        known: By key, turns that were read or written before, which stay the same objects.
     """
 
-    def __init__(self, store: Store, family: int, codecs: ValueCodecs, seal: Seal) -> None:
+    def __init__(
+        self,
+        store: Store,
+        family: int,
+        codecs: ValueCodecs,
+        seal: Seal,
+        known: WeakValueDictionary[int, Turn] | None = None,
+    ) -> None:
         self.seeds: list[Seed] = []
         self.family = family
         self._store, self._family, self._codecs, self._seal = store, family, codecs, seal
         self._exchanges: WeakValueDictionary[int, Exchange] = WeakValueDictionary()
+        self.known: WeakValueDictionary[int, Turn] = (
+            WeakValueDictionary() if known is None else known
+        )
+        self._paths: WeakValueDictionary[tuple[int, int], Any] = WeakValueDictionary()
         self._views: dict[tuple[Any, ...], View] = {}
-        self._lanes: dict[tuple[int, int, int], _Lane] = {}
+        self._lanes: dict[tuple[int, int, int], Lane] = {}
 
     def state(
         self,
@@ -73,6 +83,7 @@ class Reading:
         base: SessionState | None = None,
         profile: Profile | None = None,
         newest: int | None = 0,
+        onto: Chain | None = None,
     ) -> tuple[SessionState, Chain]:
         """Return the state that a row describes, and where its turns are.
 
@@ -82,6 +93,7 @@ class Reading:
             profile: Its profile, if the row does not say.
             newest: How many of its turns to read now, those that can be redone not counted; None
                 for all.
+            onto: Turns that were read before: if the state has them, only those after are read.
 
         Raises:
             FormatError: Something that was read is damaged.
@@ -95,7 +107,7 @@ class Reading:
             raise FormatError("it follows a state that is not there")
         if not 0 <= row.first <= row.stop <= row.end or (row.tip is None) != (row.first == row.end):
             raise FormatError(f"it has turns from {row.first} to {row.stop} and {row.end}")
-        chain = self._chain(row, own.before, newest)
+        chain = self._extended(row, onto) or self._chain(row, own.before, newest)
         state = SessionState(
             id=own.id,
             seed=own.seed,
@@ -136,11 +148,33 @@ class Reading:
         if read == first:
             turns, log, marks = self.turns(nodes, before, first)
         else:
-            older = _Older(self, key, first, read, before)
+            older = OlderTurns(self, key, first, read, before)
             older.under = row.under
-            turns, log, marks = self.turns(nodes, before, first, older.log)
+            turns, log, marks = self.turns(
+                nodes, before, first, lambda new: deferred(older.log, vector(new))
+            )
             turns, marks = deferred(older.turns, turns), deferred(older.marks, marks)
         return Chain(first, end - first, turns, log, marks, row.under)
+
+    def _extended(self, row: StoredState, onto: Chain | None) -> Chain | None:
+        """The chain of turns that follow those which were read before, if they do."""
+        if onto is None or not onto.count or onto.first != row.first:
+            return None
+        end, last = onto.first + onto.count, onto.count - 1
+        if row.tip is None or row.end < end:
+            return None
+        nodes = self.walk(row.tip, end, row.end) if row.end > end else []
+        if (nodes[0].parent if nodes else row.tip) != onto.marks[last].key:
+            return None  # they went another way
+        held, marks = _begun(onto.held, onto.count), _begun(onto.marks, onto.count)
+        turns, log, new_marks = self.turns(
+            nodes,
+            held[last].beside,
+            row.first,
+            lambda new: _grown(_begun(onto.log, onto.count), new),
+        )
+        held, marks = _grown(held, turns), _grown(marks, new_marks)
+        return Chain(row.first, row.end - row.first, held, log, marks, row.under)
 
     def stretch(self, row: StoredState, key: int | None, begin: int, end: int) -> tuple[Turn, ...]:
         """Return some of the turns of a state, and read no others.
@@ -182,11 +216,12 @@ class Reading:
         """
         nodes = [] if key is None else self._store.walk(self._family, key, floor)
         nodes = [node for node in nodes if node.depth < stop]
-        _check_chain(nodes)
+        check_chain(nodes)
         if len(nodes) != stop - floor:
             raise StoreError(
                 f"The turns {floor} to {stop - 1} of this conversation are not in the store any "
-                "more: the session was deleted or trimmed meanwhile. Open it again."
+                "more: the session was deleted or trimmed meanwhile. Open it again; if that does "
+                "not help, verify() says what is missing."
             )
         return nodes
 
@@ -195,7 +230,7 @@ class Reading:
         nodes: Sequence[Node],
         before: Beside,
         first: int,
-        older: Older | None = None,
+        log_of: Callable[[list[Exchange]], PVector[Exchange]] = vector,
     ) -> tuple[PVector[Turn], PVector[Exchange], PVector[Mark]]:
         """Return the turns of nodes, what they exchanged with what came before, and their marks.
 
@@ -203,24 +238,25 @@ class Reading:
             nodes: Nodes, in the order of their chain.
             before: What stood beside the conversation before its first turn.
             first: The index of its first turn.
-            older: The exchanges of the turns before these.
+            log_of: Puts their exchanges behind those of the turns before.
 
         Raises:
             FormatError: A node is damaged.
         """
         rows = [self.row(node) for node in nodes]
+        known = self._known(nodes, rows)
         exchanges = self.exchanges(nodes, rows)
-        log = vector(exchanges) if older is None else deferred(older, vector(exchanges))
-        seen = _Seen(self, nodes, rows, log, first)
+        log = log_of(exchanges)
+        seen = Seen(self, nodes, rows, log, first)
         beside = before
         turns, marks = [], []
-        for node, row, exchange in zip(nodes, rows, exchanges, strict=True):
+        for node, row, exchange, there in zip(nodes, rows, exchanges, known, strict=True):
             try:
                 if node.base == node.depth:
                     beside = NOTHING_BESIDE
                 began = self._next_beside(row.before, beside)
                 beside = self._next_beside(row.beside, began)
-                turn = Turn(
+                turn = there or Turn(
                     index=node.depth,
                     exchange=exchange,
                     window=seen.window(node, row),
@@ -235,9 +271,22 @@ class Reading:
             except (SessionError, ValueError, TypeError, LookupError) as error:
                 raise damaged(node.depth, error) from error
             turns.append(turn)
+            self.known[node.key] = turn
             content = node.key if row.like is None else row.like
             marks.append(Mark(node.key, content, node.digest, node.total, node.base))
         return vector(turns), log, vector(marks)
+
+    def _known(self, nodes: Sequence[Node], rows: Sequence[StoredTurn]) -> list[Turn | None]:
+        """The turns that were read or written already, but for what was erased meanwhile."""
+        known = []
+        for node, row in zip(nodes, rows, strict=True):
+            turn = self.known.get(node.key)
+            if turn is not None and row.erased is not None and not turn.exchange.erased:
+                turn = None
+            if turn is not None:
+                self._exchanges[node.key if row.like is None else row.like] = turn.exchange
+            known.append(turn)
+        return known
 
     def row(self, node: Node) -> StoredTurn:
         """Return the row of a turn's node.
@@ -303,7 +352,37 @@ class Reading:
             stop: The index after that of the newest.
             after: Whether it is one after it.
         """
-        return self._lanes.setdefault((key, start, stop), _Lane(self, key, start, stop, after))
+        return self._lanes.setdefault((key, start, stop), Lane(self, key, start, stop, after))
+
+    def seen(self, key: int, start: int, stop: int) -> PVector[Exchange]:
+        """Return what turns exchanged that are of no chain here.
+
+        What was seen by one turn is mostly what the turn before it saw, and one more: so it is gone
+        back from the newest, by more at each time, until something is met that was seen already.
+
+        Args:
+            key: The key of the newest node.
+            start: The index of the oldest turn.
+            stop: The index after that of the newest.
+
+        Raises:
+            FormatError: One of them is damaged.
+            StoreError: They cannot be read.
+        """
+        parts: list[list[Exchange]] = []
+        at: int | None = key
+        end, count, met = stop, 1, None
+        while end > start and at is not None and met is None:
+            met = self._paths.get((at, start))
+            if met is None:
+                nodes = self.walk(at, max(start, end - count), end)
+                parts.append(self.exchanges(nodes, [self.row(node) for node in nodes]))
+                at, end, count = nodes[0].parent, nodes[0].depth, 2 * count
+        path: PVector[Exchange] = vector() if met is None else met
+        for part in reversed(parts):
+            path = path.extend(part)
+        self._paths[key, start] = path
+        return path
 
     def view(self, wire: WireView | None) -> View:
         """Return the view that a row describes; one for all turns that have the same.
@@ -360,194 +439,16 @@ class Reading:
         return Beside(
             states={**base.states, **nested} if nested else base.states,
             data=data_after(row, base.data),
-            pending=base.pending if row.pending is None else _waiting(row.pending),
+            pending=base.pending if row.pending is None else waiting(row.pending),
         )
 
 
-class _Older:
-    """The turns of a chain up to some depth, which are read when somebody looks.
-
-    Args:
-        reading: Reads them.
-        key: The key of a node at or after their end.
-        first: The index of the first.
-        stop: The index after the last.
-        before: What stood beside the conversation before its first turn.
-    """
-
-    def __init__(
-        self, reading: Reading, key: int | None, first: int, stop: int, before: Beside
-    ) -> None:
-        self._reading, self._key, self._before = reading, key, before
-        self.family = reading.family
-        self._first, self._stop = first, stop
-        self._mutex = threading.Lock()
-        self._read: tuple[PVector[Any], ...] | None = None
-        self.turns, self.log, self.marks = (_Part(self, number) for number in range(3))
-        self.under = 0
-
-    def __len__(self) -> int:
-        return self._stop - self._first
-
-    def read(self) -> tuple[PVector[Any], ...]:
-        with self._mutex:
-            if self._read is None:
-                nodes = self._reading.walk(self._key, self._first, self._stop)
-                self._read = self._reading.turns(nodes, self._before, self._first)
-            return self._read
-
-    def chain(self) -> Chain:
-        nothing: PVector[Any] = vector()
-        return Chain(
-            self._first,
-            len(self),
-            deferred(self.turns, nothing),
-            deferred(self.log, nothing),
-            deferred(self.marks, nothing),
-            self.under,
-        )
+def _begun(items: PVector[_Item], count: int) -> PVector[_Item]:
+    """The first items of a vector, which may hold more."""
+    return items if len(items) == count else vector(stretch(items, 0, count))
 
 
-class _Part:
-    """The turns, their exchanges, or their marks; it knows where they are stored."""
-
-    def __init__(self, older: _Older, number: int) -> None:
-        self._older, self._number, self.family = older, number, older.family
-
-    def __len__(self) -> int:
-        return len(self._older)
-
-    def items(self) -> PVector[Any]:
-        return self._older.read()[self._number]
-
-    def chain(self) -> Chain:
-        return self._older.chain()
-
-    def newest(self, start: int, stop: int) -> None:  # noqa: ARG002  # nothing that a turn saw
-        return None
-
-
-class _Lane:
-    """What turns saw that is not among the turns of their chain; read when somebody looks."""
-
-    def __init__(self, reading: Reading, key: int, start: int, stop: int, after: bool) -> None:
-        self._reading, self._key, self._start, self._stop = reading, key, start, stop
-        self._after, self.family = after, reading.family
-        self._mutex = threading.Lock()
-        self._read: PVector[Exchange] | None = None
-
-    def __len__(self) -> int:
-        return self._stop - self._start
-
-    def items(self) -> PVector[Exchange]:
-        with self._mutex:
-            if self._read is None:
-                nodes = self._reading.walk(self._key, self._start, self._stop)
-                rows = [self._reading.row(node) for node in nodes]
-                self._read = vector(self._reading.exchanges(nodes, rows))
-            return self._read
-
-    def newest(self, start: int, stop: int) -> int | None:
-        is_it = not self._after and (start, stop) == (self._start, self._stop)
-        return self._key if is_it else None
-
-
-class _Seen:
-    """What the turns of a chain saw."""
-
-    def __init__(
-        self,
-        reading: Reading,
-        nodes: Sequence[Node],
-        rows: Sequence[StoredTurn],
-        log: PVector[Exchange],
-        first: int,
-    ) -> None:
-        self._reading, self._epoch = reading, Epoch()
-        own = (row.start for n, row in zip(nodes, rows, strict=True) if _sees_its_own(n, row))
-        self._offset = min(own, default=first)
-        self._log = log
-        if self._offset < first:  # turns that were trimmed meanwhile
-            self._log = deferred(reading.lane(nodes[0].key, self._offset, first, after=True), log)
-        self._offset = min(self._offset, first)
-
-    def window(self, node: Node, row: StoredTurn) -> Window:
-        seed, view = self._reading.seed(row.seed), self._reading.view(row.view)
-        start, stop = row.start, node.depth - row.unseen
-        if start == stop:
-            return Window(seed=seed, offset=start, start=start, stop=stop, view=view)
-        if not 0 <= start < stop:
-            raise FormatError(f"it saw the turns from {start} to {stop}")
-        log, offset, epoch = self._log, self._offset, self._epoch
-        if row.lane is not None:
-            log = deferred(self._reading.lane(row.lane, start, stop), vector())
-            offset, epoch = start, Epoch()
-        elif stop > node.depth:
-            raise FormatError(f"it saw turn {stop}, which came later")
-        return Window(
-            seed=seed, log=log, offset=offset, start=start, stop=stop, epoch=epoch, view=view
-        )
-
-
-def run_of(row: StoredTurn) -> Run:
-    """Return how the run of a turn went.
-
-    Args:
-        row: The turn's row.
-
-    Raises:
-        FormatError: A value cannot be read.
-        ValueError: A value is of another type than it can have.
-    """
-    if row.run is not None:
-        return row.run
-    return Run() if row.facts is None else run_from_wire(row.facts, "it")
-
-
-def _sees_its_own(node: Node, row: StoredTurn) -> bool:
-    return row.lane is None and row.start < node.depth - row.unseen
-
-
-def damaged(depth: int, error: Exception) -> FormatError:
-    """Return the error that names the turn which cannot be read.
-
-    Args:
-        depth: Its index.
-        error: What is wrong.
-    """
-    return FormatError(
-        f"Cannot read turn {depth}: {error}. The other turns still are: fork the session before "
-        "it, or read them with messages()."
-    )
-
-
-def _check_chain(nodes: Sequence[Node]) -> None:
-    for one, other in pairwise(nodes):
-        if other.parent != one.key or other.depth != one.depth + 1:
-            raise damaged(other.depth, ValueError("it does not follow the turn before it"))
-
-
-def data_after(row: StoredBeside, base: Data) -> Data:
-    """Return the session data that a row describes.
-
-    Args:
-        row: The row.
-        base: The session data that it says the difference to.
-    """
-    if not row.data and not row.gone:
-        return base
-    raws = dict(base.raws())
-    for key in row.gone:
-        raws.pop(key, None)
-    raws.update(row.data)
-    return data_of(raws.items())
-
-
-def _waiting(messages: list[dict[str, Any]]) -> Pending:
-    waiting: Pending = ()
-    for message in messages:
-        checked = message_from_wire(message, "a message that waits")
-        waiting, exchange = absorb(waiting, checked)
-        if exchange is not None:
-            raise FormatError("a message that waits is an answer")
-    return waiting
+def _grown(items: PVector[_Item], more: Iterable[_Item]) -> PVector[_Item]:
+    for item in more:
+        items = items.append(item)
+    return items

@@ -8,8 +8,8 @@ from typing import Final
 import msgspec
 
 from dspy_session.core.data import EMPTY_DATA, Data
+from dspy_session.journal.decoding import data_after
 from dspy_session.journal.payloads import StoredBeside, StoredState, StoredTurn
-from dspy_session.journal.reading import data_after
 from dspy_session.stores.records import Span
 
 __all__ = ["NOTHING", "Standing", "needed_by_state", "needed_by_turn", "standing"]

@@ -13,12 +13,12 @@ from typing import Any, Final
 
 import msgspec
 
-from dspy_session.core.data import Data
+from dspy_session.core.data import EMPTY_DATA, Data
 from dspy_session.core.profile import NO_PROFILE, Profile
 from dspy_session.core.state import SessionState
 from dspy_session.core.turn import Beside, Run, Turn
 from dspy_session.core.values import REGISTERED, ValueCodecs, to_plain
-from dspy_session.core.vectors import vector
+from dspy_session.core.vectors import holds, is_same, stretch, vector
 from dspy_session.core.window import ERASED, Exchange, View, Window
 from dspy_session.journal.chains import Chain, Mark, agrees, longest_common, stored_newest
 from dspy_session.journal.payloads import (
@@ -34,7 +34,7 @@ from dspy_session.journal.payloads import (
 from dspy_session.journal.sealing import Seal
 from dspy_session.parts import fields_to_wire, profile_to_wire, run_to_wire
 from dspy_session.stores.records import Node, Span, new_key
-from dspy_session.wire import WireExchange, WireView
+from dspy_session.wire import WireExchange, WireProfile, WireView
 
 __all__ = ["Seed", "Writing", "about_node", "content_hash", "data_parts"]
 
@@ -63,6 +63,8 @@ class Writing:
 
     Attributes:
         nodes: The new nodes.
+        turns: The turns among them, by key.
+        used: The chains of all states in this write, by address.
         needs: The keys of nodes that the new ones build on, and that may be gone.
     """
 
@@ -78,6 +80,8 @@ class Writing:
         anew: bool = False,
     ) -> None:
         self.nodes: list[Node] = []
+        self.turns: dict[int, Turn] = {}
+        self.used: dict[int, Chain] = {}
         self.needs: set[int] = set()
         self._trusted, self._anew = trusted, anew
         self.chains, self.seeds = list(chains), list(seeds)
@@ -101,6 +105,7 @@ class Writing:
         """
         links: list[Span] = []
         chain = self._chain(state)
+        self.used[id(chain)] = chain
         own = None
         if base is None or not _has_all_of(state, base):
             own = StoredOwn(
@@ -152,8 +157,7 @@ class Writing:
             marks, under = base.marks, base.under
         chain = Chain(state.first, common, state.held, state.log, marks, under)
         for at in range(common, count):
-            old = base if at + shift < base.count and not shift else None
-            mark = self._turn(state, at, chain, old)
+            mark = self._turn(state, at, chain)
             marks = marks.set(at, mark) if at < len(marks) else marks.append(mark)
             chain = msgspec.structs.replace(chain, count=at + 1, marks=marks)
         if count and (chain.held is not base.held or common < count):
@@ -162,19 +166,19 @@ class Writing:
             self.chains.append(chain)
         return chain
 
-    def _turn(self, state: SessionState, at: int, chain: Chain, old: Chain | None) -> Mark:
-        """Write the turn at a position of a state; `old` has another one there."""
+    def _turn(self, state: SessionState, at: int, chain: Chain) -> Mark:
+        """Write the turn at a position of a state."""
         turn: Turn = state.held[at]
         depth = state.first + at
         parent = chain.marks[at - 1] if at else None
         previous = state.held[at - 1].beside if at else state.before
         key, links = new_key(), list[Span]()
         base, before, beside = self._both_besides(turn, depth, parent, previous, links)
-        content = key
-        if old is not None and old.log[at] is turn.exchange:
-            content = old.marks[at].content
-            if old is not self._trusted:
-                self.needs.add(content)
+        self.turns[key] = turn
+        content = self._content(turn.exchange, depth)
+        if content is None:
+            content = key
+        else:
             links.append(Span(content, depth))
         window = turn.window
         sees = window.start < window.stop
@@ -223,6 +227,17 @@ class Writing:
             content,
         )
 
+    def _content(self, exchange: Exchange, index: int) -> int | None:
+        """The key of the node that has the fields of an exchange already, if one does."""
+        for chain in reversed(self.chains):
+            at = index - chain.first
+            if 0 <= at < chain.count and holds(chain.log, at, exchange):
+                content = chain.marks[at].content
+                if chain is not self._trusted:
+                    self.needs.add(content)
+                return content
+        return None
+
     def _add(self, node: Node, row: Any, content: int) -> Mark:
         payload = closed(row, self._seal, about_node(node.key))
         node = msgspec.structs.replace(node, payload=payload, total=node.total + len(payload))
@@ -253,6 +268,9 @@ class Writing:
             key = found.marks[window.stop - 1 - found.first].key
             if found is not self._trusted:
                 self.needs.add(key)
+                if window.start < chain.first:  # what was trimmed may be gone, but for the newest
+                    first, end = window.start - found.first, window.stop - found.first
+                    self.needs.update(mark.key for mark in stretch(found.marks, first, end))
         last = window.stop - 1 - chain.first
         return None if 0 <= last < chain.count and chain.marks[last].key == key else key
 
@@ -266,8 +284,8 @@ class Writing:
             if shift < 0:
                 continue
             end = min(len(log), other.count - shift)
-            same = (other.log[at + shift] is log[at] for at in range(max(end, 0)))
-            agreed = next((at for at, is_same in enumerate(same) if not is_same), max(end, 0))
+            differ = (at for at in range(end) if not is_same(log, at, other.log, at + shift))
+            agreed = next(differ, max(end, 0))
             if agreed > common:
                 base, common = other, agreed
         marks = (
@@ -421,11 +439,10 @@ def _has_all_of(state: SessionState, base: SessionState) -> bool:
     )
 
 
-def _profile(profile: Profile, metadata: bool) -> Any:
-    row = profile_to_wire(profile)
+def _profile(profile: Profile, metadata: bool) -> WireProfile | None:
     if not metadata:
-        row.metadata = {}
-    return None if row == profile_to_wire(NO_PROFILE) else row
+        profile = msgspec.structs.replace(profile, metadata=EMPTY_DATA)
+    return None if profile.same_as(NO_PROFILE) else profile_to_wire(profile)
 
 
 def _pending(beside: Beside) -> list[dict[str, Any]]:

@@ -32,6 +32,7 @@ from dspy_session.program.markers import marked_text
 from dspy_session.program.own_history import added_messages, is_begun
 from dspy_session.program.rendering import rendering_adapter, tells_history
 from dspy_session.program.slot import declared_history
+from dspy_session.program.stand_ins import StandIn
 from dspy_session.program.transcripts import told_demos, transcript
 from dspy_session.program.window_history import WindowHistory, only_output, window_history
 
@@ -82,6 +83,8 @@ class ConversationAdapter:
     ) -> list[dict[str, Any]]:
         """Make one LM call with the conversation in it; what DSPy calls."""
         call = _plan(self._inner, _Call(lm, lm_kwargs, signature, demos, inputs))
+        if isinstance(call.lm, StandIn):
+            return call.lm.answer(call)
         with listening(call.adapter, sync=True) as heard:
             answers: list[dict[str, Any]] = call.adapter(
                 call.lm, call.lm_kwargs, call.signature, call.demos, call.inputs
@@ -99,6 +102,8 @@ class ConversationAdapter:
     ) -> list[dict[str, Any]]:
         """As `__call__`, for async programs."""
         call = _plan(self._inner, _Call(lm, lm_kwargs, signature, demos, inputs))
+        if isinstance(call.lm, StandIn):
+            return call.lm.answer(call)
         with listening(call.adapter, sync=False) as heard:
             answers: list[dict[str, Any]] = await call.adapter.acall(
                 call.lm, call.lm_kwargs, call.signature, call.demos, call.inputs
@@ -219,7 +224,8 @@ def _apply_settings(caller: Any, call: _Call) -> None:
     config: dict[str, Any] = {}
     while frame is not None:
         config = {**frame.config, **config}
-        if lm is None and any(caller is predictor for predictor in frame.owned(caller)):
+        for_all = isinstance(frame.lm, StandIn)  # nobody's own LM is called in its place
+        if for_all or (lm is None and any(caller is one for one in frame.owned(caller))):
             lm = frame.lm
         frame = frame.parent
     if lm is not None:

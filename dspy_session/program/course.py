@@ -21,7 +21,7 @@ from dspy_session.core.state import SessionState
 from dspy_session.core.step import Step, prepare, refuse_history_field
 from dspy_session.core.transitions import rewind
 from dspy_session.core.turn import Attempt, Run, usage_pairs
-from dspy_session.core.window import Exchange
+from dspy_session.core.window import Exchange, Window
 from dspy_session.core.writes import replace_data
 from dspy_session.errors import CallError, HistoryError, OptionError
 from dspy_session.program.adapter import wrap_adapter
@@ -64,6 +64,7 @@ class Course:
         trial: bool,
         inside: bool,
         records: bool,
+        window: Window | None = None,
     ) -> None:
         self.slot = history_slot(program, options)
         if self.slot.field != options.history_field:
@@ -73,6 +74,8 @@ class Course:
         self.owner, self.approver, self.trial = owner, approver, trial
         self.fields, self.given = _split_history(inputs, self.slot.field)
         self.step = self._prepared(self.fields, at, records)
+        if window is not None:
+            self.step = msgspec.structs.replace(self.step, window=window)
         self.twin = running_copy(program) if trial and self.given is None and not inside else None
         if self.twin is not None:  # what KNNFewShot returns runs a copy of itself: the same turn
             self.given = self.twin.passed

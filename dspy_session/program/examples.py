@@ -13,13 +13,24 @@ from typing import Any, Final, NamedTuple
 import dspy
 import msgspec
 
+from dspy_session.core.lineage import Lineage, lineages
 from dspy_session.core.options import OnMetricError, SessionOptions
 from dspy_session.core.state import SessionState
 from dspy_session.core.transitions import annotate
 from dspy_session.core.turn import Turn
 from dspy_session.errors import CallError, MetricError
+from dspy_session.program.turn_examples import with_lineage
 
-__all__ = ["Gold", "Metric", "Verdict", "example_of", "examples_of", "scored"]
+__all__ = [
+    "Gold",
+    "Metric",
+    "Verdict",
+    "example_of",
+    "examples_of",
+    "golds_of",
+    "scored",
+    "verdict_on",
+]
 
 logger = logging.getLogger("dspy_session")
 
@@ -46,7 +57,10 @@ class Verdict(NamedTuple):
 
 
 def example_of(
-    turn: Turn, history_field: str | None, redacted: Set[str] = frozenset()
+    turn: Turn,
+    history_field: str | None,
+    redacted: Set[str] = frozenset(),
+    lineage: Lineage | None = None,
 ) -> dspy.Example:
     """Return a turn as a training example.
 
@@ -54,6 +68,7 @@ def example_of(
         turn: The turn.
         history_field: The name under which the example holds what the call saw; None leaves it out.
         redacted: Fields that are left out, of the turn and of what it saw.
+        lineage: Where the example comes from, which `lineage(example)` returns.
 
     Returns:
         An example of the turn's inputs and outputs, marked with `with_inputs`.
@@ -67,7 +82,7 @@ def example_of(
         )
         view = msgspec.structs.replace(window.view, exclude=window.view.exclude | redacted)
         window = msgspec.structs.replace(window, view=view)
-    example = dspy.Example()
+    example = with_lineage(dspy.Example(), lineage)
     for name, value in {**inputs, **outputs}.items():
         example[name] = value
     if history_field is not None:
@@ -105,8 +120,8 @@ def scored(
         raise CallError(f"metric must be callable, not {type(metric).__name__}.")
     turns = state.turns
     verdicts = {
-        turn.index: _verdict(turn, example, metric, options)
-        for turn, example in zip(turns, _golds(turns, gold, options), strict=True)
+        turn.index: verdict_on(turn, example, metric, options)
+        for turn, example in zip(turns, golds_of(turns, gold, options), strict=True)
         if (_has_outputs(turn) or not require_outputs) and not turn.erased
     }
     return verdicts, annotate(state, verdicts)
@@ -141,11 +156,11 @@ def examples_of(
     if min_score is not None and not isinstance(min_score, numbers.Real):
         raise CallError(f"min_score must be None or a number, not {min_score!r}.")
     field = options.history_field if include_history else None
-    examples = []
-    for turn in state:
+    redacted, examples = options.redact_fields, []
+    for turn, lineage in zip(state, lineages(state, redacted), strict=True):
         good = min_score is None or (turn.score is not None and turn.score >= min_score)
         if good and (_has_outputs(turn) or not require_outputs) and not turn.erased:
-            examples.append(example_of(turn, field, options.redact_fields))
+            examples.append(example_of(turn, field, redacted, lineage))
         elif strict_trajectory:
             break
     return examples
@@ -155,8 +170,17 @@ def _has_outputs(turn: Turn) -> bool:
     return bool(turn.exchange.shape[1])
 
 
-def _golds(turns: Sequence[Turn], gold: Gold, options: SessionOptions) -> list[dspy.Example]:
-    """What each turn is compared with."""
+def golds_of(turns: Sequence[Turn], gold: Gold, options: SessionOptions) -> list[dspy.Example]:
+    """Return what each turn is compared with.
+
+    Args:
+        turns: The turns.
+        gold: One example for all of them, one per turn, or None for the turns themselves.
+        options: The session's options.
+
+    Raises:
+        CallError: It is something else, or there are not as many.
+    """
     if gold is None:
         return [example_of(turn, options.history_field) for turn in turns]
     if isinstance(gold, dspy.Example):
@@ -176,7 +200,20 @@ def _golds(turns: Sequence[Turn], gold: Gold, options: SessionOptions) -> list[d
     return examples
 
 
-def _verdict(turn: Turn, example: dspy.Example, metric: Metric, options: SessionOptions) -> Verdict:
+def verdict_on(
+    turn: Turn, example: dspy.Example, metric: Metric, options: SessionOptions
+) -> Verdict:
+    """Return what a metric says of a turn.
+
+    Args:
+        turn: The turn.
+        example: What it is compared with.
+        metric: See `Metric`.
+        options: `on_metric_error` says what a raising metric does.
+
+    Raises:
+        MetricError: The metric raised or returned no score, and `on_metric_error` is `"raise"`.
+    """
     prediction = dspy.Prediction()
     for name, value in {**turn.details, **turn.outputs}.items():  # as the program returned it
         prediction[name] = value

@@ -17,7 +17,7 @@ import pydantic
 
 from dspy_session.program.anatomy import predictors
 
-__all__ = ["SignatureStamp", "fingerprint", "signature_stamp"]
+__all__ = ["SignatureStamp", "fingerprint", "fingerprints", "signature_stamp"]
 
 
 class _Digest(msgspec.Struct):
@@ -61,6 +61,15 @@ def fingerprint(program: dspy.Module) -> str:
     for path, predictor in predictors(program):
         whole.update(path.encode() + b"\0" + _digest_of(predictor))
     return sys.intern(whole.hexdigest())  # one text for all turns of a program
+
+
+def fingerprints(program: dspy.Module) -> dict[str, str]:
+    """Return the part of `fingerprint` that each predictor has in it, by path.
+
+    Args:
+        program: Any module.
+    """
+    return {path: _digest_of(predictor).hex() for path, predictor in predictors(program)}
 
 
 def _digest_of(predictor: dspy.Predict) -> bytes:

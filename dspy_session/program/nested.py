@@ -23,7 +23,7 @@ from dspy_session.core.state import SessionState
 from dspy_session.errors import SessionError
 from dspy_session.program.anatomy import walk
 
-__all__ = ["Nestable", "NestedStates", "told_outside"]
+__all__ = ["Nestable", "NestedStates", "inner_options", "told_outside"]
 
 _Result = TypeVar("_Result")
 _Transition = Callable[[SessionState], tuple[Any, SessionState]]
@@ -148,6 +148,15 @@ class NestedStates:
         return self._by_id.get(session._state.id)
 
 
+def inner_options(program: dspy.Module) -> list[SessionOptions]:
+    """Return the options of the sessions within a program.
+
+    Args:
+        program: The program.
+    """
+    return [module._options for _, module in walk(program) if isinstance(module, Nestable)]
+
+
 def told_outside(
     state: SessionState, program: dspy.Module, options: SessionOptions
 ) -> SessionState:
@@ -160,8 +169,7 @@ def told_outside(
         program: The program that it is held with.
         options: The options of the session around it.
     """
-    inside = [module._options for _, module in walk(program) if isinstance(module, Nestable)]
-    everyone = [options, *inside]
+    everyone = [options, *inner_options(program)]
     return handed_on(
         state,
         frozenset().union(*(one.private_data for one in everyone)),

@@ -16,6 +16,7 @@ import dspy
 from dspy_session.core.options import SessionOptions
 from dspy_session.core.state import SessionState
 from dspy_session.core.turn import Attempt
+from dspy_session.core.window import Window
 from dspy_session.program.course import Course, Told, new_id
 from dspy_session.program.flows import Wish, adrive, drive
 from dspy_session.program.hooking import hooked
@@ -56,6 +57,7 @@ def running(
     instructions: Told = None,
     hooks: Hooks | None = None,
     approver: Callable[..., Any] | None = None,
+    window: Window | None = None,
 ) -> Flow:
     """The flow of one turn.
 
@@ -74,6 +76,7 @@ def running(
         instructions: What every predictor is told; None for the instructions of the state.
         hooks: What runs around the turn.
         approver: See `Frame.approver`.
+        window: What the turn sees of the past instead of what it would see.
 
     Yields:
         What is to be done; send back what came of it.
@@ -82,7 +85,18 @@ def running(
         The outcome.
     """
     course = Course(
-        program, state, inputs, options, settings, at, owner, approver, trial, inside, records
+        program,
+        state,
+        inputs,
+        options,
+        settings,
+        at,
+        owner,
+        approver,
+        trial,
+        inside,
+        records,
+        window,
     )
     hooks = None if course.twin is not None else as_hooks(hooks)
     course.watched = hooks is not None and hooks.look_at_tools

@@ -92,8 +92,8 @@ def call_settings(
             'config= must be a dict of LM settings, for example {"temperature": 0.2}, '
             f"not {type(config).__name__}."
         )
-    if request_id is not None and not isinstance(request_id, str):
-        raise CallError(f"request_id= must be text, not {type(request_id).__name__}.")
+    if request_id is not None:
+        _check_request_id(request_id)
     if stream_fields is not None:
         if isinstance(stream_fields, str) or not all(isinstance(n, str) for n in stream_fields):
             raise CallError(
@@ -122,6 +122,18 @@ def call_settings(
         request=None if request is None else as_data(request),
         approvals=frozenset(approvals) or None,
     )
+
+
+def _check_request_id(given: Any) -> None:
+    """Refuse an id before a model is paid whose answer could not be stored or found under it."""
+    if not isinstance(given, str):
+        raise CallError(f"request_id= must be text, not {type(given).__name__}.")
+    if not given:
+        raise CallError("request_id= must not be empty; leave it out if there is none.")
+    try:
+        given.encode()
+    except UnicodeEncodeError as error:
+        raise CallError(f"request_id= must be valid text, not {given!r}.") from error
 
 
 def split_settings(

@@ -95,11 +95,14 @@ def _block(fields: Message) -> str:
     return marked_text(text, fields)
 
 
-_ANY_TEXT: Final = dspy.Signature("text -> done").input_fields["text"]
+_FIELDS: Final = dspy.Signature("text, values: list[Any] -> done").input_fields
 
 
 def _as_text(value: Any) -> str:
-    text: str = value if type(value) is str else format_field_value(_ANY_TEXT, value)
+    if type(value) is str:
+        return value.replace("\n", "\n  ")
+    is_text = not isinstance(value, list) or all(isinstance(item, str) for item in value)
+    text: str = format_field_value(_FIELDS["text" if is_text else "values"], value)
     return text.replace("\n", "\n  ")
 
 

@@ -170,12 +170,15 @@ class RedisClient:
         try:
             # No retries: a write whose answer was lost may have come through. Whoever asked for it
             # compares versions.
-            return self._redis.Redis.from_url(
+            client = self._redis.Redis.from_url(
                 url,
                 socket_timeout=timeout,
                 socket_connect_timeout=timeout,
                 retry=self._redis.retry.Retry(self._redis.backoff.NoBackoff(), 0),
             )
+            pool = client.connection_pool  # made, not connected: an unknown option shows now
+            pool.connection_class(**pool.connection_kwargs)
+            return client
         except (ValueError, TypeError):
             # Not shown, and no cause: it may hold a password at a place where nobody expects it.
             raise OptionError(

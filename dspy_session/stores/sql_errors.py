@@ -77,6 +77,8 @@ def read_url(url: str | sa.URL) -> sa.URL:
     """
     try:
         read = sa.make_url(url)
+        if "\0" in (read.database or ""):
+            raise ValueError("no file or database has such a name")
     except (ArgumentError, ValueError, TypeError, AttributeError):
         # Not shown, and no cause: it may hold a password at a place where nobody expects it.
         raise OptionError(

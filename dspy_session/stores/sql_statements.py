@@ -163,12 +163,14 @@ class Statements:
 def _walk() -> sa.Select[Any]:
     """The keys of a chain, from its last node backwards, and around them what each node has."""
     c = nodes.c
-    chain = sa.select(sa.bindparam("key", type_=sa.BigInteger()).label("key")).cte(
-        "chain", recursive=True
-    )
+    big = sa.BigInteger()
+    top = sa.literal_column(str(2**63 - 1), big).label("above")
+    chain = sa.select(sa.bindparam("key", type_=big).label("key"), top).cte("chain", recursive=True)
+    lower = c.depth < chain.c.above  # else a damaged row could lead back to itself, for ever
     kin = c.family == sa.bindparam("family")
     floor = sa.bindparam("floor", type_=sa.BigInteger())
-    chain = chain.union_all(sa.select(c.parent).where(c.key == chain.c.key, kin, c.depth > floor))
+    before = sa.select(c.parent, c.depth).where(c.key == chain.c.key, kin, c.depth > floor, lower)
+    chain = chain.union_all(before)
     return sa.select(nodes).where(c.key == chain.c.key, kin, c.depth >= floor)
 
 

@@ -37,10 +37,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
+import dspy
+
+from dspy_session import SessionManager, from_jsonl
 from tests.benchmarks import store_peers
 from tests.benchmarks.race import Report, Worker, cache, python_with
 from tests.benchmarks.store_ours import OURS, Archived
 from tests.benchmarks.store_peers import LETTERS, PINS, Subject, seed, timed, verify
+from tests.test_real_conversations import CONVERSATIONS
 
 LENGTHS: Final = (10, 100, 1_000, 10_000)
 OPERATIONS: Final = {  # in this order, so that an undo takes back what was appended
@@ -344,7 +348,43 @@ def profile(folder: Path, operation: str, quick: bool) -> None:
 
 def airline(folder: Path) -> None:
     """The recorded conversations through a `SessionManager`: sizes and figures."""
-    raise NotImplementedError
+    if not CONVERSATIONS.is_file():
+        print(f"{CONVERSATIONS} is not there: it has the recorded conversations.")
+        return
+    with CONVERSATIONS.open(encoding="utf-8") as lines:
+        recorded = from_jsonl(lines)
+    names = [f"airline/{number:02}" for number in range(len(recorded))]
+    file, exports = folder / "airline.db", folder / "exports"
+    exports.mkdir()
+    program = dspy.Predict("question -> answer")
+    with SessionManager(program, file) as manager, SessionManager(program, "memory:") as other:
+        steps: dict[str, Callable[[int], object]] = {
+            "store": lambda n: manager.open(names[n], messages=recorded[n]),
+            "list all, reading no turn": lambda n: manager.list_sessions(),
+            "search all for a word": lambda n: manager.search("refund", limit=None),
+            "open": lambda n: manager.load_session(names[n]).turns,
+            "fork": lambda n: manager.create_session(f"fork {n}", branch_from=names[n]),
+            "export to a file": lambda n: manager.export_session(names[n], exports / f"{n}.json"),
+            "import from a file": lambda n: other.import_session(exports / f"{n}.json"),
+            "verify": lambda n: manager.verify(names[n]),
+        }
+        print(
+            f"{len(recorded)} conversations, {CONVERSATIONS.stat().st_size / 1e6:.1f} MB as JSONL"
+        )
+        print("\nmedian ms of one hundred")
+        for name, work in steps.items():
+            took = []
+            for number in range(len(recorded)):
+                began = time.perf_counter()
+                work(number)
+                took.append(time.perf_counter() - began)
+            print(f"{name:>28} {1e3 * statistics.median(took):8.2f}")
+        found = manager.statistics()
+        print(
+            f"\n{found.session_count} sessions, {found.turn_count} turns, "
+            f"{found.size_bytes / 1e6:.2f} MB of payloads"
+        )
+    print(f"the closed file: {file.stat().st_size / 1e6:.2f} MB")
 
 
 def main() -> int:

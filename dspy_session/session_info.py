@@ -1,0 +1,102 @@
+"""What a session manager says of sessions, without the conversations themselves."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import msgspec
+
+from dspy_session.core.data import Data, as_data
+from dspy_session.stores.records import Ref
+
+__all__ = ["SearchHit", "SessionInfo", "StoreStatistics", "session_info"]
+
+
+class SessionInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One stored session, as it was when somebody asked; no turn was read for it.
+
+    Attributes:
+        session_id: The session's id.
+        turn_count: How many turns it has, those not counted that were undone or trimmed.
+        created_at: When it was made, in UTC.
+        updated_at: When it was last written, in UTC.
+        metadata: What the application noted about it.
+        size_bytes: How many bytes are stored for it; turns that it shares count as its own.
+        origin: The id of the session that it was forked from, if it was.
+    """
+
+    session_id: str
+    turn_count: int
+    created_at: dt.datetime
+    updated_at: dt.datetime
+    metadata: Data
+    size_bytes: int
+    origin: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The session's id, by which a manager finds it."""
+        return self.session_id
+
+    @property
+    def message_count(self) -> int:
+        """How many messages its turns are: two each, what was asked and what was answered.
+
+        `messages` may have others: instructions, a seed, the calls of tools, what waits.
+        """
+        return 2 * self.turn_count
+
+
+class SearchHit(msgspec.Struct, frozen=True):
+    """Where a text was found.
+
+    Attributes:
+        session_id: The session.
+        turn_index: The index of the turn.
+        field: The input or output.
+        excerpt: The text with some of what stands around it.
+    """
+
+    session_id: str
+    turn_index: int
+    field: str
+    excerpt: str
+
+
+class StoreStatistics(msgspec.Struct, frozen=True):
+    """How much a store holds.
+
+    Attributes:
+        session_count: How many sessions.
+        turn_count: How many turns, those included that can be redone; what sessions share counts
+            once.
+        size_bytes: How many bytes are stored for them.
+        recent: The sessions that were written last, the latest first.
+    """
+
+    session_count: int
+    turn_count: int
+    size_bytes: int
+    recent: tuple[SessionInfo, ...]
+
+    @property
+    def message_count(self) -> int:
+        """How many messages the turns are, as in `SessionInfo`."""
+        return 2 * self.turn_count
+
+
+def session_info(ref: Ref) -> SessionInfo:
+    """Return what a ref says of its session.
+
+    Args:
+        ref: The ref.
+    """
+    return SessionInfo(
+        session_id=ref.id,
+        turn_count=ref.stop - ref.first,
+        created_at=dt.datetime.fromtimestamp(ref.created, dt.UTC),
+        updated_at=dt.datetime.fromtimestamp(ref.updated, dt.UTC),
+        metadata=as_data(ref.metadata),
+        size_bytes=ref.size,
+        origin=ref.origin,
+    )
