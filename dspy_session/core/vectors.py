@@ -25,6 +25,7 @@ __all__ = [
     "is_same",
     "older_part",
     "stretch",
+    "unread",
     "vector",
 ]
 
@@ -153,7 +154,7 @@ def is_same(one: PVector[_Item], at: int, other: PVector[_Item], there: int) -> 
         other: Another vector.
         there: A position in that.
     """
-    return _unread(one) <= at and holds(other, there, one[at])
+    return unread(one) <= at and holds(other, there, one[at])
 
 
 def holds(items: PVector[_Item], at: int, item: _Item) -> bool:
@@ -164,11 +165,15 @@ def holds(items: PVector[_Item], at: int, item: _Item) -> bool:
         at: The position.
         item: The object.
     """
-    return _unread(items) <= at and items[at] is item
+    return unread(items) <= at and items[at] is item
 
 
-def _unread(items: PVector[Any]) -> int:
-    """How many items at the beginning nobody has looked at."""
+def unread(items: PVector[Any]) -> int:
+    """Return how many items at the beginning of a vector nobody has looked at yet.
+
+    Args:
+        items: The vector.
+    """
     older = older_part(items)
     return 0 if older is None or older.is_read else len(older)
 
@@ -199,7 +204,7 @@ def differing(
     if isinstance(left, _Deferred) or isinstance(right, _Deferred):
         if older_part(left) is older_part(right):
             left, right, shared = left._rest, right._rest, left._count
-        elif not fetch and (_unread(left) or _unread(right)):
+        elif not fetch and (unread(left) or unread(right)):
             yield from (at for at in range(stop) if not is_same(left, at, right, at))
             return
         else:

@@ -28,6 +28,7 @@ from dspy_session.core.vectors import PVector, vector
 from dspy_session.errors import CallError, HistoryError
 
 __all__ = [
+    "ALL_SHOWN",
     "CHAT_MESSAGES",
     "ERASED",
     "WAITED_MESSAGES",
@@ -61,6 +62,10 @@ class View(msgspec.Struct, frozen=True):
     exclude: frozenset[str] = frozenset()
     inputs: frozenset[str] | None = None
     details: bool = False
+
+
+ALL_SHOWN: Final = View()
+"""The view that shows every field, and no details."""
 
 
 @functools.lru_cache(maxsize=1024)
@@ -103,7 +108,7 @@ class Exchange:
         self._outputs = copy_fields(outputs, "outputs")
         self._details = copy_fields(details, "details") if details else _NOTHING
         self.shape = _shape(tuple(self._inputs), tuple(self._outputs))
-        self.erased = _is_erased(self)
+        self.erased = bool(self._details) and _is_erased(self)
 
     @classmethod
     def owning(
@@ -119,7 +124,7 @@ class Exchange:
         made = cls.__new__(cls)
         made._inputs, made._outputs, made._details = inputs, outputs, details or _NOTHING
         made.shape = _shape(tuple(inputs), tuple(outputs))
-        made.erased = _is_erased(made)
+        made.erased = bool(details) and _is_erased(made)
         return made
 
     @property

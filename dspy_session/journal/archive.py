@@ -13,7 +13,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence, Set
 from typing import Final
-from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -53,7 +52,6 @@ class Held(msgspec.Struct, frozen=True, eq=False):
         ref: The session's ref.
         chains: Where its turns are stored, those of the state itself last.
         seeds: Where its seeds are.
-        turns: By the key of its node, each turn that was read or written and is in use still.
         erasure: See `StoredState`.
     """
 
@@ -61,7 +59,6 @@ class Held(msgspec.Struct, frozen=True, eq=False):
     ref: Ref
     chains: tuple[Chain, ...] = ()
     seeds: tuple[Seed, ...] = ()
-    turns: WeakValueDictionary[int, Turn] = msgspec.field(default_factory=WeakValueDictionary)
     erasure: int | None = None
 
 
@@ -142,8 +139,8 @@ class Archive:
             row = opened(StoredState, ref.body, self.seal, about_body(ref.id, ref.family))
             # Where something was erased, what was read before tells where turns are, not what.
             goes_on = onto is not None and onto.erasure == row.erasure
-            turns = onto.turns if onto and goes_on else None
-            reading = Reading(self.store, ref.family, self.codecs, self.seal, turns)
+            before = onto.chains if onto and goes_on else ()
+            reading = Reading(self.store, ref.family, self.codecs, self.seal, before)
             reading.seeds.extend(onto.seeds if onto else ())
             newest = None if newest is None else max(newest, 1)
             chain = onto.chains[-1] if onto and goes_on else None
@@ -155,7 +152,7 @@ class Archive:
         state = with_id(msgspec.structs.replace(state, profile=profile), ref.id)
         known = onto.chains[-_CHAINS : -1 if goes_on else None] if onto else ()
         seeds = tuple(reading.seeds)
-        return Held(state, ref, (*known, chain), seeds, reading.known, row.erasure)
+        return Held(state, ref, (*known, chain), seeds, row.erasure)
 
     def turns(self, id: str, start: int | None = None, stop: int | None = None) -> tuple[Turn, ...]:
         """Return some turns of a session; those after them are passed over, those before not read.
@@ -359,9 +356,8 @@ class Archive:
         spare = [other for other in writing.chains if id(other) not in writing.used]
         kept = {*writing.used, *map(id, spare[1 - _CHAINS :])} - {id(chain)}
         chains = [other for other in writing.chains if id(other) in kept]
-        held.turns.update(writing.turns)
         seeds = tuple(writing.seeds)
-        return Held(state, ref, (*chains, chain), seeds, held.turns, held.erasure)
+        return Held(state, ref, (*chains, chain), seeds, held.erasure)
 
     def _put(self, ref: Ref, expected: int | None, nodes: Sequence[Node], needs: Set[int]) -> bool:
         """Put a ref; where the answer was lost, look whether it came through."""

@@ -8,15 +8,15 @@ are read like that from the start. What was read once is kept, so a turn stays t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 from dspy_session.core.profile import NO_PROFILE, Profile
 from dspy_session.core.state import SessionState, checked_id
 from dspy_session.core.turn import NOTHING_BESIDE, Beside, Turn
 from dspy_session.core.values import SCALARS, ValueCodecs
-from dspy_session.core.vectors import Older, PVector, deferred, stretch, vector
-from dspy_session.core.window import ERASED, Epoch, Exchange, View
+from dspy_session.core.vectors import Older, PVector, deferred, stretch, unread, vector
+from dspy_session.core.window import ALL_SHOWN, ERASED, Epoch, Exchange, View
 from dspy_session.errors import FormatError, SessionError, StoreError
 from dspy_session.journal.chains import Chain, Mark
 from dspy_session.journal.decoding import check_chain, damaged, data_after, run_of, waiting
@@ -42,7 +42,6 @@ from dspy_session.wire import WireExchange, WireView
 
 __all__ = ["Reading"]
 
-_SEEN_ALL: Final = View()
 
 _Item = TypeVar("_Item")
 
@@ -55,7 +54,7 @@ class Reading:
         family: The family.
         codecs: Reads values of types beyond plain data.
         seal: As of the writer.
-        known: By key, turns that were read or written before, which stay the same objects.
+        before: Chains that were read or written before: their turns stay the same objects.
     """
 
     def __init__(
@@ -64,15 +63,15 @@ class Reading:
         family: int,
         codecs: ValueCodecs,
         seal: Seal,
-        known: WeakValueDictionary[int, Turn] | None = None,
+        before: Sequence[Chain] = (),
     ) -> None:
         self.seeds: list[Seed] = []
         self.family = family
         self._store, self._family, self._codecs, self._seal = store, family, codecs, seal
-        self._exchanges: WeakValueDictionary[int, Exchange] = WeakValueDictionary()
-        self.known: WeakValueDictionary[int, Turn] = (
-            WeakValueDictionary() if known is None else known
-        )
+        self._exchanges: dict[int, Exchange] = {}
+        self._before = before
+        self._batches: list[tuple[Sequence[Node], list[Turn]]] = []
+        self._turns: dict[int, Turn] = {}
         self._paths: WeakValueDictionary[tuple[int, int], Any] = WeakValueDictionary()
         self._views: dict[tuple[Any, ...], View] = {}
         self._lanes: dict[tuple[int, int, int], Lane] = {}
@@ -271,16 +270,29 @@ class Reading:
             except (SessionError, ValueError, TypeError, LookupError) as error:
                 raise damaged(node.depth, error) from error
             turns.append(turn)
-            self.known[node.key] = turn
             content = node.key if row.like is None else row.like
             marks.append(Mark(node.key, content, node.digest, node.total, node.base))
+        self._batches.append((nodes, turns))
         return vector(turns), log, vector(marks)
 
     def _known(self, nodes: Sequence[Node], rows: Sequence[StoredTurn]) -> list[Turn | None]:
         """The turns that were read or written already, but for what was erased meanwhile."""
-        known = []
+        if not self._batches and not self._before:
+            return [None] * len(nodes)
+        for chain in self._before:
+            first = unread(chain.held)
+            there = (
+                stretch(chain.held, first, chain.count),
+                stretch(chain.marks, first, chain.count),
+            )
+            self._turns.update((mark.key, turn) for turn, mark in zip(*there, strict=False))
+        for read, turns in self._batches:
+            self._turns.update((node.key, turn) for node, turn in zip(read, turns, strict=True))
+        self._before = ()
+        self._batches.clear()
+        known: list[Turn | None] = []
         for node, row in zip(nodes, rows, strict=True):
-            turn = self.known.get(node.key)
+            turn = self._turns.get(node.key)
             if turn is not None and row.erased is not None and not turn.exchange.erased:
                 turn = None
             if turn is not None:
@@ -315,13 +327,12 @@ class Reading:
         if keys := {row.like for row in rows if row.like is not None and row.like not in known}:
             found = self._store.nodes(self._family, keys)
             others.update((key, self.row(node)) for key, node in found.items())
-        exchanges = []
+        exchanges: list[Exchange] = []
         for node, row in zip(nodes, rows, strict=True):
             key = node.key if row.like is None else row.like
             exchange = known.get(key)  # the very same one, wherever it is looked at
             if exchange is None:
-                exchange = self._exchange(others.get(row.like, row), node.depth)
-                exchange = known.setdefault(key, exchange)
+                exchange = known[key] = self._exchange(others.get(row.like, row), node.depth)
             exchanges.append(exchange)
         return exchanges
 
@@ -333,7 +344,7 @@ class Reading:
         return Exchange.owning(
             self._fields(row.inputs, depth, "input"),
             self._fields(row.outputs, depth, "output"),
-            self._fields(row.details, depth, "detail"),
+            self._fields(row.details, depth, "detail") if row.details else {},
         )
 
     def _fields(self, plain: dict[str, Any], depth: int, role: str) -> dict[str, Any]:
@@ -391,7 +402,7 @@ class Reading:
             wire: The row; None if all was shown.
         """
         if wire is None:
-            return _SEEN_ALL
+            return ALL_SHOWN
         only = None if wire.inputs is None else tuple(wire.inputs)
         key = tuple(wire.exclude), only, wire.details
         if key not in self._views:

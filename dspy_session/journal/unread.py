@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dspy_session.core.turn import Beside
 from dspy_session.core.vectors import PVector, deferred, vector
-from dspy_session.core.window import Epoch, Exchange, Window
+from dspy_session.core.window import ALL_SHOWN, Epoch, Exchange, Window
 from dspy_session.errors import FormatError
 from dspy_session.journal.chains import Chain, Mark
 from dspy_session.journal.payloads import StoredTurn
@@ -196,7 +196,9 @@ class Seen:
         Raises:
             FormatError: It says that it saw what it cannot have seen.
         """
-        seed, view = self._reading.seed(row.seed), self._reading.view(row.view)
+        reading = self._reading
+        seed = () if row.seed is None else reading.seed(row.seed)
+        view = ALL_SHOWN if row.view is None else reading.view(row.view)
         start, stop = row.start, node.depth - row.unseen
         if start == stop:
             return Window(seed=seed, offset=start, start=start, stop=stop, view=view)

@@ -19,7 +19,7 @@ from dspy_session.core.state import SessionState
 from dspy_session.core.turn import Beside, Run, Turn
 from dspy_session.core.values import REGISTERED, ValueCodecs, to_plain
 from dspy_session.core.vectors import holds, is_same, stretch, vector
-from dspy_session.core.window import ERASED, Exchange, View, Window
+from dspy_session.core.window import ALL_SHOWN, ERASED, Exchange, View, Window
 from dspy_session.journal.chains import Chain, Mark, agrees, longest_common, stored_newest
 from dspy_session.journal.payloads import (
     StoredBeside,
@@ -42,7 +42,6 @@ _LONGEST_DIFFERENCE: Final = 64
 """After how many turns at most it is said whole what stands beside one."""
 _SMALL: Final = 128
 """How many bytes what stands beside a turn may have to be said whole each time."""
-_SEEN_ALL: Final = View()
 
 Seed = tuple[tuple[Exchange, ...], int]
 """A seed and the key of its node."""
@@ -80,7 +79,6 @@ class Writing:
         anew: bool = False,
     ) -> None:
         self.nodes: list[Node] = []
-        self.turns: dict[int, Turn] = {}
         self.used: dict[int, Chain] = {}
         self.needs: set[int] = set()
         self._trusted, self._anew = trusted, anew
@@ -174,7 +172,6 @@ class Writing:
         previous = state.held[at - 1].beside if at else state.before
         key, links = new_key(), list[Span]()
         base, before, beside = self._both_besides(turn, depth, parent, previous, links)
-        self.turns[key] = turn
         content = self._content(turn.exchange, depth)
         if content is None:
             content = key
@@ -195,7 +192,7 @@ class Writing:
             unseen=depth - window.stop,
             lane=lane,
             seed=self._seed(window.seed, links),
-            view=None if window.view == _SEEN_ALL else _view_to_wire(window.view),
+            view=None if window.view == ALL_SHOWN else _view_to_wire(window.view),
             run=run if is_plain_run else None,
             facts=None if is_plain_run else run_to_wire(run, f"turn {turn.index}"),
             score=to_plain(turn.score),
