@@ -19,9 +19,8 @@ from dspy_session.errors import SecretError, SessionNotFoundError, StoreError
 from dspy_session.journal.archive import Archive, Held
 from dspy_session.journal.checking import Damage, verify
 from dspy_session.journal.digests import digests, shared_turns
-from dspy_session.journal.payloads import StoredTurn, closed, opened
+from dspy_session.journal.payloads import StoredTurn, about_node, closed, opened
 from dspy_session.journal.sealing import Seal, new_secret
-from dspy_session.journal.writing import about_node
 from dspy_session.stores import MemoryStore
 from dspy_session.stores.records import Node
 from tests.journals import WatchedStore, chain_of, said, talk

@@ -21,8 +21,8 @@ from dspy_session.journal.checking import verify
 from dspy_session.journal.digests import digests as digests_of
 from dspy_session.journal.erasing import erase
 from dspy_session.journal.keeping import Journal
+from dspy_session.journal.payloads import about_node
 from dspy_session.journal.sealing import Seal, new_secret
-from dspy_session.journal.writing import about_node
 from dspy_session.program.examples import examples_of, scored
 from dspy_session.program.summaries import summarize_state
 from dspy_session.stores import MemoryStore

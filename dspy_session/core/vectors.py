@@ -223,7 +223,8 @@ def _compared(left: Any, right: Any, stop: int) -> Iterator[int]:
     for _ in range(low._shift, high._shift, _implementation.SHIFT):
         node = node[0]  # what the lower tree can hold is in the first branch of the higher one
     end = min(left._tail_offset, right._tail_offset)
-    for position in _unlike(low._root, node, low._shift, 0):
+    unlike = () if low._root is node else _unlike(low._root, node, low._shift, 0)
+    for position in unlike:
         if position >= min(end, stop):
             break
         yield position

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence, Set
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -189,9 +190,10 @@ class Archive:
         begin = ref.first if start is None else max(start, ref.first)
         if begin >= end:
             return ()
-        row = opened(StoredState, ref.body, self.seal, about_body(ref.id, ref.family))
         reading = Reading(self.store, ref.family, self.codecs, self.seal)
-        return reading.stretch(row, ref.head, begin, end)
+        about = about_body(ref.id, ref.family)
+        row = partial(opened, StoredState, ref.body, self.seal, about)
+        return reading.stretch(row, ref.first, ref.head, begin, end)
 
     # --- writing ----------------------------------------------------------------------------------
 

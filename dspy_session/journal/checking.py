@@ -28,7 +28,7 @@ from dspy_session.core.turn import Beside
 from dspy_session.errors import FormatError, SessionError, StoreError
 from dspy_session.journal.archive import Archive, about_body
 from dspy_session.journal.decoding import run_of
-from dspy_session.journal.payloads import StoredSeed, StoredState, StoredTurn, opened
+from dspy_session.journal.payloads import StoredSeed, StoredState, StoredTurn, about_node, opened
 from dspy_session.journal.standing import (
     NOTHING,
     Standing,
@@ -36,7 +36,7 @@ from dspy_session.journal.standing import (
     needed_by_turn,
     standing,
 )
-from dspy_session.journal.writing import about_node, content_hash, data_parts
+from dspy_session.journal.writing import content_hash, data_parts
 from dspy_session.parts import number_from_wire
 from dspy_session.stores.records import Node, Ref
 from dspy_session.wire import WireExchange

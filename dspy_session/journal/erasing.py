@@ -30,13 +30,14 @@ from dspy_session.journal.payloads import (
     StoredBeside,
     StoredState,
     StoredTurn,
+    about_node,
     closed,
     encoded,
     opened,
 )
 from dspy_session.journal.sealing import Seal
 from dspy_session.journal.standing import NOTHING, Standing, standing
-from dspy_session.journal.writing import about_node, content_hash
+from dspy_session.journal.writing import content_hash
 from dspy_session.stores.base import Store
 from dspy_session.stores.records import Node, Ref, Span, new_key
 from dspy_session.wire import WireExchange

@@ -26,11 +26,13 @@ from dspy_session.journal.payloads import (
     StoredSeed,
     StoredState,
     StoredTurn,
+    about_node,
+    all_opened,
     opened,
 )
 from dspy_session.journal.sealing import Seal
 from dspy_session.journal.unread import Lane, OlderTurns, Seen
-from dspy_session.journal.writing import Seed, about_node
+from dspy_session.journal.writing import Seed
 from dspy_session.parts import (
     fields_from_wire,
     number_from_wire,
@@ -175,11 +177,19 @@ class Reading:
         held, marks = _grown(held, turns), _grown(marks, new_marks)
         return Chain(row.first, row.end - row.first, held, log, marks, row.under)
 
-    def stretch(self, row: StoredState, key: int | None, begin: int, end: int) -> tuple[Turn, ...]:
+    def stretch(
+        self,
+        row: Callable[[], StoredState],
+        first: int,
+        key: int | None,
+        begin: int,
+        end: int,
+    ) -> tuple[Turn, ...]:
         """Return some of the turns of a state, and read no others.
 
         Args:
-            row: The state's row.
+            row: Returns the state's row, which is needed where the state begins.
+            first: The index of the state's first turn.
             key: The key of a node at or after the end.
             begin: The index of the first.
             end: The index after the last.
@@ -187,10 +197,10 @@ class Reading:
         Raises:
             FormatError: One of them is damaged.
         """
-        nodes = self._based(self.walk(key, begin, end), row.first)
+        nodes = self._based(self.walk(key, begin, end), first)
         before = NOTHING_BESIDE
-        if nodes[0].depth == row.first and row.own is not None and row.own.before is not None:
-            before = self._beside(row.own.before, before)
+        if nodes[0].depth == first and (own := row().own) is not None and own.before is not None:
+            before = self._beside(own.before, before)
         turns, _, _ = self.turns(nodes, before, nodes[0].depth)
         return tuple(turns)[begin - nodes[0].depth :]
 
@@ -242,7 +252,7 @@ class Reading:
         Raises:
             FormatError: A node is damaged.
         """
-        rows = [self.row(node) for node in nodes]
+        rows = self._rows(nodes)
         known = self._known(nodes, rows)
         exchanges = self.exchanges(nodes, rows)
         log = log_of(exchanges)
@@ -299,6 +309,12 @@ class Reading:
                 self._exchanges[node.key if row.like is None else row.like] = turn.exchange
             known.append(turn)
         return known
+
+    def _rows(self, nodes: Sequence[Node]) -> list[StoredTurn]:
+        try:
+            return all_opened(nodes, self._seal)
+        except FormatError:
+            return [self.row(node) for node in nodes]  # which names the one that is damaged
 
     def row(self, node: Node) -> StoredTurn:
         """Return the row of a turn's node.

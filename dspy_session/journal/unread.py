@@ -179,8 +179,10 @@ class Seen:
         first: int,
     ) -> None:
         self._reading, self._epoch = reading, Epoch()
-        own = (row.start for n, row in zip(nodes, rows, strict=True) if _sees_its_own(n, row))
-        self._offset = min(own, default=first)
+        self._offset = first
+        if first:
+            own = (row.start for n, row in zip(nodes, rows, strict=True) if _sees_its_own(n, row))
+            self._offset = min(own, default=first)
         self._log = log
         if self._offset < first:  # turns that were trimmed meanwhile
             self._log = deferred(reading.lane(nodes[0].key, self._offset, first, after=True), log)

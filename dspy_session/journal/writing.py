@@ -27,6 +27,7 @@ from dspy_session.journal.payloads import (
     StoredSeed,
     StoredState,
     StoredTurn,
+    about_node,
     closed,
     encoded,
     is_plain,
@@ -36,7 +37,7 @@ from dspy_session.parts import fields_to_wire, profile_to_wire, run_to_wire
 from dspy_session.stores.records import Node, Span, new_key
 from dspy_session.wire import WireExchange, WireProfile, WireView
 
-__all__ = ["Seed", "Writing", "about_node", "content_hash", "data_parts"]
+__all__ = ["Seed", "Writing", "content_hash", "data_parts"]
 
 _LONGEST_DIFFERENCE: Final = 64
 """After how many turns at most it is said whole what stands beside one."""
@@ -379,15 +380,6 @@ class Writing:
                 if base.states.get(path) is not state
             },
         )
-
-
-def about_node(key: int) -> bytes:
-    """Return what a node's payload belongs to, see `Seal`.
-
-    Args:
-        key: The node's key.
-    """
-    return b"node:%d" % key
 
 
 def content_hash(seal: Seal, fields: WireExchange, exchange: Exchange | None = None) -> bytes:

@@ -101,8 +101,10 @@ _FIELDS: Final = dspy.Signature("text, values: list[Any] -> done").input_fields
 def _as_text(value: Any) -> str:
     if type(value) is str:
         return value.replace("\n", "\n  ")
-    is_text = not isinstance(value, list) or all(isinstance(item, str) for item in value)
-    text: str = format_field_value(_FIELDS["text" if is_text else "values"], value)
+    try:
+        text: str = format_field_value(_FIELDS["text"], value)
+    except TypeError:  # of a list in a field of text, DSPy numbers items, but no numbers and None
+        text = format_field_value(_FIELDS["values"], value)
     return text.replace("\n", "\n  ")
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Collection, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -112,7 +113,7 @@ class SQLStore(Store):
         """See `Store.walk`."""
         with self._connected() as connection:
             found = self._statements.walk.rows(connection, family=family, key=key, floor=floor)
-        return sorted(nodes_of(found), key=lambda node: node.depth)
+        return sorted(nodes_of(found), key=attrgetter("depth"))
 
     def nodes(self, family: int, keys: Collection[int]) -> dict[int, Node]:
         """See `Store.nodes`."""
