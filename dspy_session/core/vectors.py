@@ -218,7 +218,7 @@ def _whole(items: Any) -> Any:
 
 
 def _compared(left: Any, right: Any, stop: int) -> Iterator[int]:
-    low, high = sorted((left, right), key=lambda each: each._shift)
+    low, high = (left, right) if left._shift <= right._shift else (right, left)
     node = high._root
     for _ in range(low._shift, high._shift, _implementation.SHIFT):
         node = node[0]  # what the lower tree can hold is in the first branch of the higher one

@@ -155,10 +155,12 @@ class Writing:
         else:
             marks, under = base.marks, base.under
         chain = Chain(state.first, common, state.held, state.log, marks, under)
+        if 0 < common == base.count < count and not shift:
+            chain = base  # whose exchanges are the very vector that the next turn saw
         for at in range(common, count):
             mark = self._turn(state, at, chain)
             marks = marks.set(at, mark) if at < len(marks) else marks.append(mark)
-            chain = msgspec.structs.replace(chain, count=at + 1, marks=marks)
+            chain = Chain(state.first, at + 1, state.held, state.log, marks, under)
         if count and (chain.held is not base.held or common < count):
             if base.count == common and base in self.chains:
                 self.chains.remove(base)

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import os
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager, suppress
+from operator import attrgetter
 from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import QueuePool
 
 from dspy_session.errors import OptionError, StoreError
 from dspy_session.stores.sql_errors import driver_error, shown_url, store_error
 
 __all__ = ["Database"]
+
+_PATIENCE: Final = 30.0
+"""For how many seconds to wait for a connection, while all are in use."""
 
 
 class Database:
@@ -43,7 +49,17 @@ class Database:
         self._engine = _new_engine(url, pool_size, busy_timeout, connect_args)
         self.dialect = self._engine.dialect
         self._closed = False
+        self._in_transaction = attrgetter(
+            "in_transaction" if self.dialect.name == "sqlite" else "pgconn.transaction_status"
+        )
+        self._size = 1 if _in_memory(url) else pool_size
+        self._keep_at_hand()
         _open.add(self)
+
+    def _keep_at_hand(self) -> None:
+        """Begin with no connection at hand, and room for as many as the pool has."""
+        self._room = threading.BoundedSemaphore(self._size)
+        self._at_hand: list[sa.PoolProxiedConnection] = []
 
     def set_up(self, prepare: Callable[[sa.Connection], None]) -> None:
         """Do what is to be done first; if that fails, the database is closed.
@@ -71,23 +87,60 @@ class Database:
     def connected(self) -> Iterator[Any]:
         """A driver's connection; what is not committed when it is given back never was.
 
+        One that is done with stays at hand: to check it in and out of the pool again takes longer
+        than SQLite takes to find a row.
+
         Raises:
             StoreError: There is none, it was lost, or it was told something that failed.
         """
-        if self._closed:
-            raise StoreError(f"The store at {shown_url(self.url)} is closed. Open another one.")
-        with self._translated(), closing(self._engine.raw_connection()) as pooled:
+        room, at_hand = self._room, self._at_hand  # after a fork there are others
+        with self._translated():
+            if not room.acquire(timeout=_PATIENCE):
+                raise PoolTimeoutError(f"none came back within {_PATIENCE:.0f} seconds")
             try:
-                yield pooled.driver_connection
-            except self.dialect.loaded_dbapi.Error as error:
-                if self.dialect.is_disconnect(error, pooled.dbapi_connection, None):
-                    pooled.invalidate()
-                    self._engine.dispose()  # the others are most likely lost with it
-                raise
+                if self._closed:
+                    raise StoreError(
+                        f"The store at {shown_url(self.url)} is closed. Open another one."
+                    )
+                try:
+                    pooled = at_hand.pop()
+                except IndexError:
+                    pooled = self._engine.raw_connection()
+                try:
+                    yield pooled.driver_connection
+                except BaseException as error:
+                    self._check_in(pooled, error)
+                    raise
+                if self._in_transaction(pooled.driver_connection):
+                    self._check_in(pooled)
+                else:
+                    at_hand.append(pooled)
+            finally:
+                room.release()
+            if self._closed:
+                self._put_away()
+
+    def _check_in(
+        self, pooled: sa.PoolProxiedConnection, error: BaseException | None = None
+    ) -> None:
+        """Give a connection back to the pool, which rolls back what was not committed."""
+        if isinstance(error, self.dialect.loaded_dbapi.Error) and self.dialect.is_disconnect(
+            error, pooled.dbapi_connection, None
+        ):
+            pooled.invalidate()
+            self._put_away()  # the others are most likely lost with it
+        pooled.close()
 
     def close(self) -> None:
         """Close all connections, now or when they are given back."""
         self._closed = True
+        self._put_away()
+
+    def _put_away(self) -> None:
+        """Close the connections that nobody uses."""
+        with suppress(IndexError):  # when there is none left
+            while True:
+                self._at_hand.pop().invalidate()  # to check it in would leave it open
         self._engine.dispose()
 
     @contextmanager
@@ -100,12 +153,13 @@ class Database:
     def leave_to_parent(self) -> None:
         """Forget the connections of the process that this one was forked from, open as they are."""
         if not _in_memory(self.url):  # such a database was copied with the process
-            _parents.append(self._engine.pool)
+            _parents.append((self._engine.pool, self._at_hand))
+            self._keep_at_hand()
             self._engine.dispose(close=False)
 
 
 _open: Final = weakref.WeakSet[Database]()
-_parents: Final[list[sa.Pool]] = []  # to close them would disturb the parent
+_parents: Final[list[object]] = []  # to close them would disturb the parent
 
 
 def _after_fork() -> None:
@@ -164,6 +218,15 @@ def _new_engine(
 def _tell_sqlite(connection: Any, _record: object) -> None:
     connection.execute("PRAGMA synchronous = FULL")  # in WAL mode: durable at each commit
     connection.execute("PRAGMA secure_delete = ON")  # what was deleted is overwritten
+    connection.text_factory = _text
+
+
+def _text(stored: bytes) -> str | bytes:
+    """What SQLite has as text; as bytes if it is none, so that whoever reads it can say where."""
+    try:
+        return stored.decode()
+    except UnicodeDecodeError:
+        return stored
 
 
 def _teller_of_postgres(psycopg: Any, busy_timeout: float) -> Callable[[Any, object], None]:
