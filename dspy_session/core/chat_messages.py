@@ -260,13 +260,13 @@ def _check_content(message: Mapping[str, Any], role: str) -> None:
     if not isinstance(content, list):
         came = repr(content) if content is None else type(content).__name__
         raise MessageError(
-            f"The content of a {role} message must be text or a list of text parts, not {came}."
+            f"The content of this {role} message must be text or a list of text parts, not {came}."
         )
     for number, part in enumerate(content):
         kind = part.get("type") if isinstance(part, dict) else type(part).__name__
         if kind not in ("text", "refusal") or not isinstance(part.get(kind), str):
             raise MessageError(
-                f"content[{number}] of a {role} message is {kind!r}; only text parts such as "
+                f"content[{number}] of this {role} message is {kind!r}; only text parts such as "
                 '{"type": "text", "text": "Hi"} become part of a turn. Images and other values '
                 "are inputs of a program: record that turn with add_turn, for example with a "
                 "dspy.Image among its inputs."
