@@ -96,7 +96,7 @@ GENERATED = (
     "*.lock *.lock.json *-lock.json *-lock.yaml pylock*.toml .coverage .coverage.* .DS_Store"
 ).split()
 GENERATED_FOLDERS = (
-    "__pycache__ .venv* venv *.egg-info build dist htmlcov _build site "
+    "__pycache__ .venv* venv *.egg-info build dist htmlcov _build _generated site "
     ".hypothesis .mypy_cache .pytest_cache .ruff_cache"
 ).split()
 

@@ -2,15 +2,21 @@
 
 The ```python blocks of one file run in order, in one namespace, in an empty directory. A block
 that cannot run says so, with its reason, on its fence: ```python no-run: needs a key
+
+A ```text block right below a ```python block is what that prints; `...` stands for what varies.
+In the tutorial there is one below each block that prints.
 """
 
 import ast
+import contextlib
 import doctest
 import importlib
+import io
+import itertools
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -20,7 +26,9 @@ import pytest
 from tests.house import PROJECT, SourceModule, read_package
 
 README = PROJECT / "README.md"
-DOCUMENTS = [README, *sorted((PROJECT / "docs").rglob("*.md"))]
+DOCS = PROJECT / "docs"
+DOCUMENTS = [README, *sorted(DOCS.glob("[!_]*.md")), *sorted(DOCS.glob("[!_]*/*.md"))]
+TUTORIAL = sorted((DOCS / "tutorial").glob("*.md"))
 MODULES = read_package(PROJECT)
 
 FENCE = re.compile(r"(?P<indent> *)(?P<ticks>`{3,}|~{3,})(?P<info>[^`]*)")
@@ -46,11 +54,12 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Block:
-    """One fenced block: the line of its fence, the text on its fence, and its code."""
+    """One fenced block: the line of its fence, the text on its fence, its code, what it prints."""
 
     line: int
     info: str
     code: str
+    prints: str | None = None
 
 
 def fenced_blocks(text: str) -> Iterator[Block]:
@@ -73,8 +82,10 @@ def fenced_blocks(text: str) -> Iterator[Block]:
 
 def python_blocks(text: str) -> list[Block]:
     """The blocks to run; raises ValueError for a fence that hides Python from this test."""
+    lines = text.splitlines()
     blocks = []
-    for block in fenced_blocks(text):
+    for block, below in itertools.pairwise([*fenced_blocks(text), None]):
+        assert block is not None
         language, _, rest = block.info.partition(" ")
         if language.lower() in HIDDEN_PYTHON or language.lower() == RUNNABLE != language:
             raise ValueError(f"line {block.line}: write ```python, so that the block runs")
@@ -85,15 +96,36 @@ def python_blocks(text: str) -> list[Block]:
                 f"line {block.line}: expected ```python or ```python no-run: <reason>, "
                 f"got ```{block.info}"
             )
+        end = block.line + 1 + block.code.count("\n")
+        if below and below.info == "text" and not "".join(lines[end : below.line - 1]).strip():
+            block = replace(block, prints=below.code)
         blocks.append(block)
     return blocks
 
 
 def run_blocks(path: Path, blocks: list[Block], module: ModuleType) -> None:
-    """Runs blocks one after another in one module; tracebacks point into the document."""
+    """Runs blocks one after another in one module; tracebacks point into the document.
+
+    Raises:
+        AssertionError: A block prints something else than the document says, or fails otherwise.
+    """
     for block in blocks:
         code = compile("\n" * block.line + block.code, str(path), "exec")
-        exec(code, vars(module))
+        with contextlib.redirect_stdout(io.StringIO()) as screen:
+            exec(code, vars(module))
+        printed = screen.getvalue()
+        if block.prints is not None and not prints_as_told(block.prints, printed):
+            raise AssertionError(
+                f"{path}, line {block.line}: this block prints\n{printed}\n"
+                f"and the document says\n{block.prints}"
+            )
+        if block.prints is None and path in TUTORIAL:
+            assert not printed, f"line {block.line}: show what it prints in ```text, right below"
+
+
+def prints_as_told(told: str, printed: str) -> bool:
+    """Whether a text is what a document says, where `...` stands for anything."""
+    return doctest.OutputChecker().check_output(told, printed, doctest.ELLIPSIS)
 
 
 def docstring_examples(module: SourceModule) -> list[doctest.DocTest]:
@@ -136,6 +168,7 @@ def test_document(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_readme_has_examples() -> None:
+    assert TUTORIAL
     assert python_blocks(README.read_text("utf-8"))
 
 
@@ -195,6 +228,35 @@ def test_a_failing_block_points_into_the_document() -> None:
         run_blocks(Path("guide.md"), blocks, ModuleType("documentation"))
     last = failure.traceback[-1]
     assert (str(last.path).endswith("guide.md"), last.lineno + 1) == (True, 5)
+
+
+def test_a_text_right_below_a_block_is_what_it_prints() -> None:
+    text = (
+        "```python\na = 1\n```\n\n```text\none\n```\n\n"
+        "```python\na = 2\n```\nWords.\n```text\nnot of it\n```\n"
+        "```python\na = 3\n```\n\n```sh\nls\n```\n```text\nnor this\n```\n"
+    )
+    assert [block.prints for block in python_blocks(text)] == ["one\n", None, None]
+
+
+@pytest.mark.parametrize("shown", ["2 turns", "... turns"])
+def test_what_a_block_prints_is_compared(shown: str) -> None:
+    blocks = python_blocks(f"```python\nprint('2 turns')\n```\n```text\n{shown}\n```\n")
+    run_blocks(Path("guide.md"), blocks, ModuleType("documentation"))
+
+
+@pytest.mark.parametrize("shown", ["3 turns", "2 turns\nand more", "", "2 turn"])
+def test_a_block_that_prints_something_else_is_noticed(shown: str) -> None:
+    blocks = python_blocks(f"```python\nprint('2 turns')\n```\n```text\n{shown}\n```\n")
+    with pytest.raises(AssertionError, match=r"guide\.md, line 1: this block prints\n2 turns"):
+        run_blocks(Path("guide.md"), blocks, ModuleType("documentation"))
+
+
+def test_the_tutorial_shows_all_that_it_prints() -> None:
+    blocks = python_blocks("```python\nprint(1)\n```\n")
+    run_blocks(Path("guide.md"), blocks, ModuleType("documentation"))
+    with pytest.raises(AssertionError, match="line 1: show what it prints in ```text"):
+        run_blocks(TUTORIAL[0], blocks, ModuleType("documentation"))
 
 
 def source(docstring: str) -> SourceModule:

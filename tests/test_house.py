@@ -313,6 +313,7 @@ def test_a_good_tree() -> None:
         ("tests/__pycache__/a.txt", "tests/__pycache__/a.txt is generated"),
         ("dspy_session/core.pyc", "dspy_session/core.pyc is generated"),
         ("docs/_build/index.html", "docs/_build/index.html is generated"),
+        ("docs/_generated/readme.md", "docs/_generated/readme.md is generated"),
         ("tests/sessions.db", "tests/sessions.db is generated"),
         (".venv-3.13/pyvenv.cfg", ".venv-3.13/pyvenv.cfg is generated"),
     ],
