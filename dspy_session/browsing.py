@@ -7,6 +7,7 @@ without reading turns; where some are asked for, only those are read.
 from __future__ import annotations
 
 import datetime as dt
+import logging
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any, Final
@@ -19,13 +20,15 @@ from dspy_session.core.profile import NO_PROFILE
 from dspy_session.core.state import SessionState
 from dspy_session.core.turn import NOTHING_BESIDE, Turn
 from dspy_session.core.vectors import stretch, vector
-from dspy_session.errors import OptionError, SessionNotFoundError
+from dspy_session.errors import OptionError
 from dspy_session.journal.archive import Archive
 from dspy_session.journal.finding import Finder
 from dspy_session.session_info import SearchHit, SessionInfo, StoreStatistics, session_info
-from dspy_session.stores.records import ListQuery, Ref, has_metadata
+from dspy_session.stores.records import DamagedRef, ListQuery, Ref, has_metadata
 
 __all__ = ["Browsing"]
+
+_log = logging.getLogger(__name__)
 
 _PAGE: Final = 100
 """How many sessions are listed at a time while searching."""
@@ -57,9 +60,12 @@ class Browsing:
     ) -> list[SessionInfo]:
         """Return what there is to know of sessions without reading them, page by page.
 
+        One that is damaged is there with the others, and says so: see `SessionInfo.damaged`.
+
         Args:
             metadata: Keys with the values that a session must have under them, found through an
-                index: an equal JSON value, or a list that holds it.
+                index: an equal JSON value, or a list that holds it. Where metadata is damaged, the
+                index may still know what it was.
             order: `"updated"`, `"created"` or `"id"`.
             descending: Whether the latest, or the last, comes first.
             limit: How many at most; None for all.
@@ -100,10 +106,8 @@ class Browsing:
         Raises:
             OptionError: No session can have that id.
         """
-        try:
-            return session_info(self._archive.ref(session_id))
-        except SessionNotFoundError:
-            return None
+        ref = self._archive.find(session_id)
+        return None if ref is None else session_info(ref)
 
     # --- turns ------------------------------------------------------------------------------------
 
@@ -166,7 +170,8 @@ class Browsing:
 
         The sessions written last come first, and of each the newest turns. All turns are looked
         at, some at a time; a turn that sessions share is decoded once. Fields in `redact_fields`
-        are passed over. What is written meanwhile may be missed.
+        are passed over, and so is what is damaged, as the log says. What is written meanwhile may
+        be missed.
 
         Args:
             text: The text; in values that are no text, their texts and numbers are looked through.
@@ -195,10 +200,15 @@ class Browsing:
         store, seen, offset = self._archive.store, set[int](), 0
         while page := store.refs(ListQuery(metadata=metadata, limit=_PAGE, offset=offset)):
             for ref in page:
-                if ref.family not in seen:
+                if isinstance(ref, DamagedRef):
+                    _log.warning("Search passed over session %r: %s", ref.id, ref.damaged)
+                elif ref.family not in seen:
                     seen.add(ref.family)
                     every = [
-                        r for r in store.relatives(ref.family) if has_metadata(r.metadata, metadata)
+                        each
+                        for each in store.relatives(ref.family)
+                        if not isinstance(each, DamagedRef)
+                        and has_metadata(each.metadata, metadata)
                     ]
                     yield sorted(every, key=lambda each: each.updated, reverse=True)
             offset += len(page)

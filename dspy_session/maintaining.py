@@ -38,6 +38,9 @@ class Maintaining(Browsing):
     def delete_session(self, session_id: str) -> bool:
         """Delete a session, and every turn of it that no other session shares.
 
+        One that is damaged is deleted, too. While another that may share its turns is damaged,
+        these stay; `vacuum()` deletes them when that one is gone or mended.
+
         Args:
             session_id: Its id.
 
@@ -52,8 +55,8 @@ class Maintaining(Browsing):
     def update_metadata(self, session_id: str, changes: Mapping[str, Any]) -> None:
         """Merge something into a session's metadata, without reading its turns.
 
-        Whoever has the session open is a writer that comes second then; `session.update_metadata`
-        does the same from within.
+        Whoever has the session open goes on undisturbed, and has it with the next change;
+        `session.update_metadata` does the same from within.
 
         Args:
             session_id: Its id.
@@ -61,6 +64,7 @@ class Maintaining(Browsing):
 
         Raises:
             SessionNotFoundError: There is none of that id.
+            FormatError: It is damaged.
             DataError: JSON cannot hold a value, or it is too large; nothing is merged then.
             StoreError: It could not be stored.
         """
@@ -85,6 +89,9 @@ class Maintaining(Browsing):
 
     def vacuum(self) -> int:
         """Delete what no session needs any more: paths not taken, what a crash left behind.
+
+        Where a session is damaged, it is not known what it needs: what it may need stays, and the
+        log says so.
 
         Returns:
             How many turns were deleted.
@@ -148,7 +155,7 @@ class Maintaining(Browsing):
 
         Raises:
             SessionNotFoundError: There is none of that id.
-            FormatError: A turn is damaged.
+            FormatError: It is damaged, or a turn of it.
             OSError: The file cannot be written.
         """
         state = self._archive.load(session_id).state

@@ -6,8 +6,8 @@ import datetime as dt
 
 import msgspec
 
-from dspy_session.core.data import Data, as_data
-from dspy_session.stores.records import Ref
+from dspy_session.core.data import EMPTY_DATA, Data, as_data
+from dspy_session.stores.records import DamagedRef, Ref
 
 __all__ = ["SearchHit", "SessionInfo", "StoreStatistics", "session_info"]
 
@@ -23,6 +23,8 @@ class SessionInfo(msgspec.Struct, frozen=True, kw_only=True):
         metadata: What the application noted about it.
         size_bytes: How many bytes are stored for it; turns that it shares count as its own.
         origin: The id of the session that it was forked from, if it was.
+        damaged: What is wrong, if it cannot be read; then the rest is what could be read of it, and
+            otherwise 0, empty, or a time in 1970. `delete_session` deletes it.
     """
 
     session_id: str
@@ -32,6 +34,7 @@ class SessionInfo(msgspec.Struct, frozen=True, kw_only=True):
     metadata: Data
     size_bytes: int
     origin: str | None = None
+    damaged: str | None = None
 
     @property
     def name(self) -> str:
@@ -91,12 +94,25 @@ def session_info(ref: Ref) -> SessionInfo:
     Args:
         ref: The ref.
     """
+    damaged = ref.damaged if isinstance(ref, DamagedRef) else None
+    try:
+        created, updated = _moment(ref.created), _moment(ref.updated)
+        metadata = as_data(ref.metadata)
+    except (ValueError, OverflowError, OSError) as error:
+        damaged = damaged or f"its times or its metadata cannot be so ({error})"
+        created = updated = _moment(0)
+        metadata = EMPTY_DATA
     return SessionInfo(
         session_id=ref.id,
         turn_count=ref.stop - ref.first,
-        created_at=dt.datetime.fromtimestamp(ref.created, dt.UTC),
-        updated_at=dt.datetime.fromtimestamp(ref.updated, dt.UTC),
-        metadata=as_data(ref.metadata),
+        created_at=created,
+        updated_at=updated,
+        metadata=metadata,
         size_bytes=ref.size,
         origin=ref.origin,
+        damaged=damaged,
     )
+
+
+def _moment(seconds: float) -> dt.datetime:
+    return dt.datetime.fromtimestamp(seconds, dt.UTC)

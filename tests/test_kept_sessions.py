@@ -30,6 +30,7 @@ from dspy_session.errors import (
 )
 from dspy_session.journal.archive import Archive
 from dspy_session.journal.keeping import Journal, OnConflict
+from dspy_session.journal.sealing import Seal, new_secret
 from dspy_session.program.types import program_codecs
 from dspy_session.stores.base import Store
 from dspy_session.stores.memory import MemoryStore
@@ -154,6 +155,43 @@ def test_X5_other_changes_of_a_stale_writer_are_refused_too(store: Store, lm: Sc
         assert other.state is before
     assert stored(store) == session.state
     assert other.instructions is told
+
+
+@pytest.mark.parametrize("policy", list(OnConflict))
+@pytest.mark.parametrize("key", [None, new_secret()], ids=["plain", "encrypted"])
+def test_X5_metadata_that_was_merged_meanwhile_is_no_conflict(
+    store: Store, lm: ScriptedLM, policy: OnConflict, key: str | None
+) -> None:
+    archive = Archive(store, seal=Seal(key=key))
+    held = archive.create("chat", start())
+    one, two = (
+        Session.kept(Journal(archive, held, on_conflict=policy), dspy.Predict(QA)) for _ in range(2)
+    )
+    one(question="first")
+    two.refresh()
+    one.update_metadata({"seen": 1})
+    calls = len(lm.prompts)
+    two(question="second")
+    assert len(lm.prompts) == calls + 1  # what the model said is kept
+    assert questions(two) == ["first", "second"]
+    assert two.metadata.to_dict() == {"seen": 1}
+    one.refresh()
+    two.update_metadata({"more": 2})
+    one.undo()
+    assert (questions(one), one.metadata.to_dict()) == (["first"], {"seen": 1, "more": 2})
+    assert archive.load("chat").state == one.state
+    assert store.totals().sessions == 1
+
+
+def test_X5_metadata_and_a_turn_are_a_conflict(store: Store, lm: ScriptedLM) -> None:
+    session, other = opened(store), opened(store)
+    session.update_metadata({"seen": 1})
+    session(question="first")
+    before = other.state
+    with pytest.raises(ConflictError):
+        other(question="late")
+    assert other.state is before
+    assert stored(store) == session.state
 
 
 def test_X5_retry_appends_after_the_newer_turns(store: Store, lm: ScriptedLM) -> None:

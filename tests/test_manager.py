@@ -843,3 +843,7 @@ def test_C14_a_session_whose_newest_turn_is_lost_is_refused_at_once(
         manager.update_metadata("ada", {"a": 1})
     with unchanged(store, ConflictError, "'ada'"):
         manager.create_session("bob", branch_from="ada")
+    for policy in ("raise", "retry"):
+        session = manager.open("ada", on_conflict=policy)
+        with unchanged(store, ConflictError, "'ada'"):
+            talk(session, "two")

@@ -21,6 +21,7 @@ from dspy_session.stores import (
 )
 from dspy_session.stores.tables import Tables
 from dspy_session.testing import store_contract
+from tests.damage import damage
 from tests.documents import Dicts, Folder
 
 PLACES: dict[str, str] = {}
@@ -47,32 +48,39 @@ def cluster(cluster_url: str) -> None:
     PLACES["cluster"] = cluster_url
 
 
-TestMemory = store_contract(MemoryStore)
+TestMemory = store_contract(MemoryStore, damage=damage)
 
 TestSQLite = pytest.mark.usefixtures("folder")(
     store_contract(
         lambda: SQLStore(f"sqlite:///{PLACES['folder']}/chats.db"),
         reopen=lambda _: SQLStore(f"sqlite:///{PLACES['folder']}/chats.db"),
+        damage=damage,
     )
 )
 
-TestSQLiteInMemory = store_contract(lambda: SQLStore("sqlite://"))
+TestSQLiteInMemory = store_contract(lambda: SQLStore("sqlite://"), damage=damage)
 
 TestPostgreSQL = pytest.mark.usefixtures("postgres")(
     store_contract(
-        lambda: SQLStore(PLACES["postgres"]), reopen=lambda _: SQLStore(PLACES["postgres"])
+        lambda: SQLStore(PLACES["postgres"]),
+        reopen=lambda _: SQLStore(PLACES["postgres"]),
+        damage=damage,
     )
 )
 
 TestRedis = pytest.mark.usefixtures("redis_place")(
     store_contract(
-        lambda: RedisStore(PLACES["redis"]), reopen=lambda _: RedisStore(PLACES["redis"])
+        lambda: RedisStore(PLACES["redis"]),
+        reopen=lambda _: RedisStore(PLACES["redis"]),
+        damage=damage,
     )
 )
 
 TestRedisCluster = pytest.mark.usefixtures("cluster")(
     store_contract(
-        lambda: RedisStore(PLACES["cluster"]), reopen=lambda _: RedisStore(PLACES["cluster"])
+        lambda: RedisStore(PLACES["cluster"]),
+        reopen=lambda _: RedisStore(PLACES["cluster"]),
+        damage=damage,
     )
 )
 
@@ -80,6 +88,7 @@ TestDicts = store_contract(
     lambda: DocumentStore(Dicts()),
     reopen=lambda store: DocumentStore(store.own),
     racing_handles=False,
+    damage=damage,
 )
 
 TestJSONFolder = pytest.mark.usefixtures("folder")(
@@ -87,6 +96,7 @@ TestJSONFolder = pytest.mark.usefixtures("folder")(
         lambda: DocumentStore(Folder(Path(PLACES["folder"]))),
         reopen=lambda store: DocumentStore(store.own),
         racing_handles=False,
+        damage=damage,
     )
 )
 

@@ -15,6 +15,7 @@ import dspy_session.stores
 from dspy_session import FormatError, OptionError, Session, sessionify
 from dspy_session.errors import StoreError
 from dspy_session.stores import (
+    DamagedRef,
     DocumentStore,
     ListQuery,
     MemoryStore,
@@ -249,23 +250,23 @@ def with_value(value: Any, *path: Any) -> Callable[[dict[str, Any]], object]:
     ("change", "told"),
     [
         (with_value(2, "version"), "written in version 2 of the format; this library reads"),
-        (with_value(0, "version"), "is damaged: its version is 0"),
-        (with_value("1", "version"), "is damaged"),
-        (without("version"), "is damaged"),
-        (without("session"), "is damaged"),
-        (without("nodes"), "is damaged"),
-        (without("session", "tip"), "is damaged: a ref lacks tip"),
-        (without("nodes", 0, "payload"), "is damaged: a node lacks payload"),
-        (without("nodes", 1), "is damaged: its newest node is missing"),
-        (with_value(None, "nodes"), "is damaged"),
-        (with_value([1], "nodes"), "is damaged"),
-        (with_value(7, "nodes"), "is damaged"),
-        (with_value([], "session"), "is damaged"),
-        (with_value("x", "session", "family"), "is damaged"),
-        (with_value("not base64!", "nodes", 0, "payload"), "is damaged"),
-        (with_value(5, "nodes", 0, "family"), "is damaged: it has nodes of another family"),
-        (with_value("bob", "session", "id"), "is damaged: it is session 'bob'"),
-        (with_value(1, "more"), "is damaged"),
+        (with_value(0, "version"), "its version is 0"),
+        (with_value("1", "version"), ""),
+        (without("version"), ""),
+        (without("session"), ""),
+        (without("nodes"), ""),
+        (without("session", "tip"), "a ref lacks tip"),
+        (without("nodes", 0, "payload"), "a node lacks payload"),
+        (without("nodes", 1), "its newest node is missing"),
+        (with_value(None, "nodes"), ""),
+        (with_value([1], "nodes"), ""),
+        (with_value(7, "nodes"), ""),
+        (with_value([], "session"), ""),
+        (with_value("x", "session", "family"), ""),
+        (with_value("not base64!", "nodes", 0, "payload"), ""),
+        (with_value(5, "nodes", 0, "family"), "it has nodes of another family"),
+        (with_value("bob", "session", "id"), "it is session 'bob'"),
+        (with_value(1, "more"), ""),
     ],
 )
 def test_a_damaged_document_is_named_and_left_as_it_is(
@@ -280,18 +281,19 @@ def test_a_damaged_document_is_named_and_left_as_it_is(
     change(own.data["ada"])
     before = copy.deepcopy(own.data)
     fresh = DocumentStore(own)
-    for ask in (
-        lambda: fresh.ref("ada"),
-        lambda: fresh.put(rewritten(ref), ref.version),
-        lambda: fresh.put(rewritten(ref), None),
-        lambda: fresh.delete("ada", ref.version),
-        lambda: fresh.refs(ListQuery()),
-        lambda: fresh.totals(),
-    ):
-        with pytest.raises(FormatError, match="Session 'ada'") as raised:
-            ask()
+    for expected in (ref.version, None):
+        with pytest.raises(FormatError, match="Session 'ada' is damaged") as raised:
+            fresh.put(rewritten(ref), expected)
         assert told in str(raised.value)
         assert own.data == before
+    assert not fresh.delete("ada", ref.version)
+    found = fresh.ref("ada")
+    assert isinstance(found, DamagedRef)
+    assert told in found.damaged
+    listed = {each.id: each for each in fresh.refs(ListQuery())}
+    assert listed == {"ada": found, "other": other}
+    assert fresh.totals().sessions == 2
+    assert own.data == before
     assert fresh.ref("other") == other  # the rest is readable
     assert fresh.walk(other.family, others[0].key, 0) == others
     assert fresh.labelled(other.family, "a") == others
@@ -318,6 +320,41 @@ def test_what_somebody_else_saved_is_left_alone(foreign: dict[str, Any]) -> None
     assert store.refs(ListQuery()) == [ref]
     assert store.totals().sessions == 1
     assert store.relatives(ref.family) == [ref]
+
+
+def test_what_load_cannot_read_is_damaged_and_other_errors_are_the_stores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = Clumsy()
+    ref = stored(DocumentStore(own))
+    nodes = chain(new_key(), 1)
+    other = ref_to("other", nodes)
+    assert DocumentStore(own).put(other, None, nodes)
+    load = own.load
+
+    def load_or(error: Exception) -> Callable[[str], Any]:
+        def loaded(id: str) -> Any:
+            if id == "ada":
+                raise error
+            return load(id)
+
+        return loaded
+
+    monkeypatch.setattr(own, "load", load_or(json.JSONDecodeError("Unterminated", "{", 1)))
+    store = DocumentStore(own)
+    found = store.ref("ada")
+    assert isinstance(found, DamagedRef)
+    assert "load() says: Unterminated" in found.damaged
+    assert {each.id: each for each in store.refs(ListQuery())} == {"ada": found, "other": other}
+    with pytest.raises(FormatError, match="'ada' is damaged"):
+        store.put(rewritten(ref), ref.version)
+    monkeypatch.setattr(own, "load", load_or(OSError("the disk is gone")))
+    for ask in (lambda: store.ref("ada"), lambda: store.refs(ListQuery())):
+        with pytest.raises(StoreError, match="the disk is gone"):
+            ask()
+    monkeypatch.setattr(own, "load", load_or(ValueError("no JSON")))
+    assert store.delete("ada")
+    assert own.data.keys() == {"other"}
 
 
 @pytest.mark.parametrize("loaded", [[], "text", 3])

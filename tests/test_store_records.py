@@ -7,15 +7,17 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dspy_session.errors import FormatError
 from dspy_session.stores.reach import Bone, unreached
 from dspy_session.stores.records import (
+    DamagedRef,
     ListQuery,
     Node,
     Ref,
@@ -25,7 +27,7 @@ from dspy_session.stores.records import (
     new_key,
     term_of,
 )
-from dspy_session.testing.contract_cases import in_threads
+from dspy_session.testing.contract_cases import chain, in_threads, ref_to
 from dspy_session.testing.contract_deletion import needed
 from tests.house import PROJECT
 
@@ -53,7 +55,7 @@ def families(draw: st.DrawFn) -> tuple[list[Ref], dict[int, Node]]:
     for key in range(count):
         parent = draw(parents(key))
         before = None if parent is None else nodes.get(parent)
-        depth = draw(st.integers(0, 3)) if before is None else before.depth + 1
+        depth = draw(st.sampled_from([0, 0, 0, 1, 3])) if before is None else before.depth + 1
         nodes[key] = Node(
             key=key,
             family=1,
@@ -78,14 +80,47 @@ def families(draw: st.DrawFn) -> tuple[list[Ref], dict[int, Node]]:
     return refs, nodes
 
 
+def lacks(spans: Iterable[Span], nodes: Mapping[int, Node]) -> bool:
+    """Whether a node of a stretch is gone."""
+    for span in spans:
+        node, depth = nodes.get(span.key), span.floor + 1
+        while node is not None and node.depth >= span.floor:
+            depth = node.depth
+            node = None if node.parent is None else nodes.get(node.parent)
+        if node is None and depth > span.floor:
+            return True
+    return False
+
+
+def is_whole(refs: list[Ref], nodes: dict[int, Node]) -> bool:
+    """Whether all is there that refs need."""
+    spans = [span for key in needed(refs, nodes) for span in nodes[key].links]
+    for ref in refs:
+        spans += ref.links if ref.tip is None else (*ref.links, Span(ref.tip, ref.first))
+    return not lacks(spans, nodes)
+
+
 @given(families())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=300, deadline=None)
 def test_reach_is_what_its_definition_says(family: tuple[list[Ref], dict[int, Node]]) -> None:
     refs, nodes = family
-    assert unreached(refs, bones_of(nodes)) == nodes.keys() - needed(refs, nodes)
+    if is_whole(refs, nodes):
+        assert unreached(refs, bones_of(nodes)) == nodes.keys() - needed(refs, nodes)
+    else:
+        with pytest.raises(FormatError, match="not all there, so what is needed cannot be told"):
+            unreached(refs, bones_of(nodes))
 
 
-@given(families(), st.randoms())
+def test_of_what_is_damaged_it_is_not_known_what_it_reaches() -> None:
+    nodes = {node.key: node for node in chain(1, 3)}
+    ref = ref_to("ada", list(nodes.values()))
+    damaged = DamagedRef(id="eve", family=1, version=1, damaged="on purpose")
+    assert unreached([ref], bones_of(nodes)) == set()
+    with pytest.raises(FormatError, match="'eve' is damaged"):
+        unreached([ref, damaged], bones_of(nodes))
+
+
+@given(families().filter(lambda family: is_whole(*family)), st.randoms())
 @settings(max_examples=100, deadline=None)
 def test_reach_knows_no_order(family: tuple[list[Ref], dict[int, Node]], random: Any) -> None:
     refs, nodes = family

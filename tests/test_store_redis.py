@@ -18,7 +18,7 @@ import pytest
 import redis
 from redis.cluster import RedisCluster
 
-from dspy_session.errors import OptionError, SessionError, StoreError
+from dspy_session.errors import FormatError, OptionError, SessionError, StoreError
 from dspy_session.stores.records import ListQuery, Node, Ref, Span, new_key
 from dspy_session.stores.redis import RedisStore
 from dspy_session.testing import store_contract
@@ -731,7 +731,7 @@ def test_a_damaged_node_is_named_and_the_rest_is_readable(
     with redis.Redis.from_url(redis_url) as client:
         name = f"{{dspy-session:{ref.family}}}:nodes"
         client.hset(name, nodes[1].key.to_bytes(8, "big"), b"damaged")
-    with pytest.raises(StoreError, match=str(nodes[1].key)):
+    with pytest.raises(FormatError, match=str(nodes[1].key)):
         store.nodes(ref.family, [node.key for node in nodes])
     assert store.nodes(ref.family, [nodes[0].key, nodes[2].key]).keys() == {
         nodes[0].key,

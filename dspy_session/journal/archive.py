@@ -37,7 +37,7 @@ from dspy_session.journal.reading import Reading
 from dspy_session.journal.sealing import Seal
 from dspy_session.journal.writing import Seed, Writing
 from dspy_session.stores.base import Store
-from dspy_session.stores.records import Node, Ref, new_key
+from dspy_session.stores.records import DamagedRef, Node, Ref, new_key
 
 __all__ = ["Archive", "Held", "about_body"]
 
@@ -90,6 +90,14 @@ class Archive:
 
     # --- reading ----------------------------------------------------------------------------------
 
+    def find(self, id: str) -> Ref | None:
+        """Return a session's ref, which may be a `DamagedRef`; None if there is none of that id.
+
+        Args:
+            id: The session's id.
+        """
+        return self.store.ref(_checked(id))
+
     def ref(self, id: str) -> Ref:
         """Return a session's ref: how many turns, how large, when, which metadata; no turn is read.
 
@@ -98,12 +106,18 @@ class Archive:
 
         Raises:
             SessionNotFoundError: There is none of that id.
+            FormatError: It is damaged.
         """
         found = self.store.ref(_checked(id))
         if found is None:
             raise SessionNotFoundError(
                 f"There is no session {id!r} in this store. create_session() and open() make one; "
                 "list_sessions() shows which there are."
+            )
+        if isinstance(found, DamagedRef):
+            raise FormatError(
+                f"Session {id!r} cannot be read. It is damaged: {found.damaged}. Restore it from a "
+                "backup, or delete_session() it; the other sessions can be read."
             )
         return found
 
@@ -292,6 +306,23 @@ class Archive:
         """
         ref = self.ref(held.ref.id)
         return held if ref.version == held.ref.version else self.read(ref, newest, onto=held)
+
+    def noted(self, held: Held) -> Held | None:
+        """Return the conversation as the store has it now, if only its metadata was written since.
+
+        Args:
+            held: The conversation as it was read or written last.
+
+        Raises:
+            SessionNotFoundError: It was deleted.
+            FormatError: It is damaged.
+        """
+        ref = self.ref(held.ref.id)
+        if ref.family != held.ref.family:
+            return None
+        about = about_body(ref.id, ref.family)
+        was, now = (opened(StoredState, each.body, self.seal, about) for each in (held.ref, ref))
+        return self.read(ref, onto=held) if was == now else None
 
     def _write(
         self, held: Held, state: SessionState, expected: int | None, *, moved: bool = False

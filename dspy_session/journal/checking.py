@@ -16,6 +16,7 @@ needs none, can make another chain that fits.
 
 from __future__ import annotations
 
+import datetime as dt
 import heapq
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -38,7 +39,7 @@ from dspy_session.journal.standing import (
 )
 from dspy_session.journal.writing import content_hash, data_parts
 from dspy_session.parts import number_from_wire
-from dspy_session.stores.records import Node, Ref
+from dspy_session.stores.records import DamagedRef, Node, Ref
 from dspy_session.wire import WireExchange
 
 __all__ = ["Damage", "Verification", "verify"]
@@ -119,13 +120,17 @@ def verify(archive: Archive, id: str) -> Verification:
         >>> print(verify(archive, "chat-1"))
         Session 'chat-1': 0 turns checked, nothing damaged.
     """
-    ref, tries = archive.ref(id), _TRIES
+    found: Verification | None = None
+    seen, tries = 0, _TRIES
     while True:
-        found, tries = _Checking(archive, ref).all(), tries - 1
-        if found.ok or not tries:
+        ref = archive.find(id) or archive.ref(id)  # which says that there is none
+        if isinstance(ref, DamagedRef):
+            damage = Damage(None, f"the session itself: {ref.damaged}")
+            return Verification(session_id=id, turns=0, damaged=(damage,))
+        if found is not None and ref.version == seen:
             return found
-        was, ref = ref, archive.ref(id)
-        if ref.version == was.version:
+        found, seen, tries = _Checking(archive, ref).all(), ref.version, tries - 1
+        if found.ok or not tries:
             return found  # otherwise somebody wrote it meanwhile, and may have deleted what lacks
 
 
@@ -166,6 +171,7 @@ class _Checking:
         self.numbers = itertools.count()
         self.covered: dict[int, int] = {}  # by key, down to which depth its chain was looked at
         self.seeds: set[int] = set()
+        self.unreadable: dict[int, str] = {}  # by key, what is wrong with a row
 
     def all(self) -> Verification:
         self.body()
@@ -206,10 +212,12 @@ class _Checking:
         ref = self.ref
         try:
             as_data(ref.metadata)
+            for time in (ref.created, ref.updated):
+                dt.datetime.fromtimestamp(time, dt.UTC)
             return opened(StoredState, ref.body, self.seal, about_body(ref.id, ref.family))
         except StoreError:
             raise
-        except (SessionError, ValueError, TypeError) as error:
+        except (SessionError, ValueError, TypeError, OverflowError, OSError) as error:
             self.session_bad(str(error))
             return None
 
@@ -305,8 +313,9 @@ class _Checking:
             node = there.get(key)
             if node is None:
                 if not quiet:
+                    what = self.unreadable.get(key, "it is not in the store")
                     here = "" if depth == chain.first else ", and those before it cannot be found"
-                    self.bad(chain, depth, f"it is not in the store{here}")
+                    self.bad(chain, depth, f"{what}{here}")
                 return
             yield depth, node
             if depth >= chain.first:
@@ -332,7 +341,8 @@ class _Checking:
     def node(self, key: int) -> Node | None:
         try:
             return self.store.nodes(self.ref.family, [key]).get(key)
-        except FormatError:
+        except FormatError as error:
+            self.unreadable[key] = str(error).rstrip(".")
             return None
 
     def stretch(self, chain: _Chain, nodes: Sequence[tuple[int, Node]]) -> None:

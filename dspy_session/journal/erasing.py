@@ -39,7 +39,7 @@ from dspy_session.journal.sealing import Seal
 from dspy_session.journal.standing import NOTHING, Standing, standing
 from dspy_session.journal.writing import content_hash
 from dspy_session.stores.base import Store
-from dspy_session.stores.records import Node, Ref, Span, new_key
+from dspy_session.stores.records import DamagedRef, Node, Ref, Span, new_key
 from dspy_session.wire import WireExchange
 
 __all__ = ["Erased", "erase"]
@@ -78,7 +78,7 @@ def erase(archive: Archive, id: str, index: int) -> Erased:
     Raises:
         SessionNotFoundError: There is no session of that id.
         TurnIndexError: It has no such turn.
-        FormatError: The turn, or one that is needed to tell what belongs to it, is damaged.
+        FormatError: The turn, or what is needed to tell what belongs to it, is damaged.
         SecretError: It cannot be read with this key.
         StoreError: The store cannot be written. Nothing was erased then.
     """
@@ -99,6 +99,12 @@ class _Erasing:
     def __init__(self, archive: Archive, ref: Ref) -> None:
         self.archive, self.store, self.ref, self.seal = archive, archive.store, ref, archive.seal
         self.relatives, self.erasure = self.store.relatives(ref.family), new_key()
+        for relative in self.relatives:
+            if isinstance(relative, DamagedRef):
+                raise FormatError(
+                    f"Session {relative.id!r}, which may have the turn too, is damaged: "
+                    f"{relative.damaged}. Restore it from a backup, or delete it; then erase."
+                )
         self.nodes = {node.key: node for node in _family(self.store, self.relatives)}
         self.rows = {key: row for key, node in self.nodes.items() if (row := self._row(node))}
         self.having: dict[int, list[int]] = {}  # by content, the nodes that have it

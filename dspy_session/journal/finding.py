@@ -7,6 +7,7 @@ needs to be known: their texts and numbers, not their keys.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Final
@@ -86,11 +87,25 @@ class Finder:
         key, end = ref.head, ref.stop
         while key is not None and end > ref.first:
             begin = max(ref.first, end - _STRETCH)
-            nodes = self._store.walk(ref.family, key, begin)
+            nodes = self._walked(ref, key, begin)
             if not nodes:  # deleted meanwhile
                 return
             yield nodes
             key, end = nodes[0].parent, nodes[0].depth
+
+    def _walked(self, ref: Ref, key: int, floor: int) -> list[Node]:
+        """A stretch of a chain; where a row is damaged, what comes after it."""
+        try:
+            return self._store.walk(ref.family, key, floor)
+        except FormatError as error:
+            _log.warning("Search passed over turns of session %r: %s", ref.id, error)
+        found: list[Node] = []
+        at: int | None = key
+        with contextlib.suppress(FormatError):
+            while at is not None and (node := self._store.nodes(ref.family, [at]).get(at)):
+                found.append(node)
+                at = node.parent if node.depth > floor else None
+        return found[::-1]
 
     def _in_nodes(
         self, ref: Ref, nodes: list[Node], known: dict[int, _Found]

@@ -162,27 +162,42 @@ class Journal:
         result: Any,
     ) -> Any:
         """Do with a change that came too late what is to be done; return its result."""
-        if self.on_conflict is OnConflict.BRANCH:
+        try:
+            return self._made_again(error, transitions, result)
+        except ConflictError:
+            if self.on_conflict is not OnConflict.BRANCH:
+                raise
             name = f"{self.held.ref.id[:_LONGEST_NAME]}-{secrets.token_hex(4)}"
             self.held = self._forked(name, with_id(after, name))
             return result
-        while self.on_conflict is OnConflict.RETRY:
+
+    def _made_again(
+        self, error: ConflictError, transitions: list[Transition[Any]], result: Any
+    ) -> Any:
+        """Make a change again on what is there now, if that may be; return its result."""
+        retries, tried = self.on_conflict is OnConflict.RETRY, self.held
+        while True:
             try:
-                newer = self.archive.refresh(self.held, self._newest)
-                state = newer.state
+                newer = (
+                    self.archive.refresh(self.held, self._newest)
+                    if retries
+                    else self.archive.noted(self.held)
+                )
+                if newer is None or newer.ref.version == tried.ref.version:
+                    raise error  # in the latter case nobody wrote it: what it builds on is gone
+                tried, state = newer, newer.state
                 for transition in transitions:
                     result, state = transition(state)
                 if _takes_back_unseen(self.held.state, newer.state, state):
                     raise error
                 self.held = self.archive.write(newer, state)
-            except SessionNotFoundError as gone:
+            except (SessionNotFoundError, FormatError) as gone:
                 raise error from gone
             except ConflictError as another:
                 if another is error:
                     raise
                 continue
             return result
-        raise error
 
     def refresh(self, publish: Callable[[SessionState], None], *, discard: bool = False) -> None:
         """Read the session anew, if somebody else wrote it.

@@ -13,7 +13,7 @@ from dspy_session.stores.base import Store
 from dspy_session.stores.documents import DocumentStore, SessionStore
 from dspy_session.stores.memory import MemoryStore
 from dspy_session.stores.opening import StoreLike, open_store
-from dspy_session.stores.records import ListQuery, Node, Ref, Span, Totals, new_key
+from dspy_session.stores.records import DamagedRef, ListQuery, Node, Ref, Span, Totals, new_key
 
 if _TYPE_CHECKING:
     from dspy_session.stores.redis import RedisStore
@@ -22,6 +22,7 @@ if _TYPE_CHECKING:
 _HOMES = {"RedisStore": "redis", "SQLStore": "sql"}
 
 __all__ = [
+    "DamagedRef",
     "DocumentStore",
     "ListQuery",
     "MemoryStore",

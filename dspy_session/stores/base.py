@@ -23,11 +23,15 @@ class Store(abc.ABC):
     - A node that a ref reaches is there, and stays what it is; see `dspy_session.stores.reach`.
     - Any thread may call any method at any time. No method calls back.
     - Each error is a `StoreError` with the driver's as its cause.
+    - What is damaged is in the way of nothing else. A session whose ref cannot be read is listed,
+      and can be deleted. A node that cannot be read is a `FormatError` of who asks for it. While it
+      is not known what a session of a family reaches, no node of the family is deleted, and a
+      warning in the log says so.
     """
 
     @abc.abstractmethod
     def ref(self, id: str) -> Ref | None:
-        """Return the ref of that id, or None.
+        """Return the ref of that id, or None; a `DamagedRef` if it cannot be read.
 
         Args:
             id: A session's id.
@@ -112,7 +116,8 @@ class Store(abc.ABC):
         """Return refs, without reading nodes; by metadata through an index.
 
         Args:
-            query: Which, and in which order.
+            query: Which, and in which order. One that is damaged may be found by metadata or not,
+                and may be at any place.
         """
 
     @abc.abstractmethod

@@ -16,7 +16,7 @@ import msgspec
 
 from dspy_session.errors import FormatError, OptionError, StoreError
 from dspy_session.stores.base import Store
-from dspy_session.stores.records import ListQuery, Node, Ref, Totals
+from dspy_session.stores.records import DamagedRef, ListQuery, Node, Ref, Totals
 from dspy_session.stores.tables import Tables, detached, reached
 
 __all__ = ["DocumentStore", "SessionStore"]
@@ -54,6 +54,10 @@ class SessionStore(Protocol):
 
         Args:
             session_id: The id.
+
+        Raises:
+            ValueError: What is there cannot be read, as `json.loads` raises it; the session is
+                listed as damaged then. Any other error is one of the whole store.
         """
 
     def delete(self, session_id: str) -> bool:
@@ -116,8 +120,8 @@ class DocumentStore(Store):
     def ref(self, id: str) -> Ref | None:
         """See `Store.ref`."""
         with self._open():
-            document = self._load(id)
-            return None if document is None else document.session
+            found = self._found(id)
+            return found.session if isinstance(found, _Document) else found
 
     def put(
         self,
@@ -146,8 +150,8 @@ class DocumentStore(Store):
     def walk(self, family: int, key: int, floor: int) -> list[Node]:
         """See `Store.walk`."""
         with self._open():
-            for document in self._documents(self._known(family)):
-                found = _tables([document]).walk(family, key, floor)
+            for each in self._each(self._known(family)):
+                found = _tables([each]).walk(family, key, floor)
                 if found and (found[0].parent is None or found[0].depth <= floor):
                     return found
             return self._family(family).walk(family, key, floor)
@@ -155,8 +159,8 @@ class DocumentStore(Store):
     def nodes(self, family: int, keys: Collection[int]) -> dict[int, Node]:
         """See `Store.nodes`."""
         with self._open():
-            for document in self._documents(self._known(family)):
-                found = _tables([document]).nodes(family, keys)
+            for each in self._each(self._known(family)):
+                found = _tables([each]).nodes(family, keys)
                 if len(found) == len(set(keys)):
                     return found
             return self._family(family).nodes(family, keys)
@@ -169,11 +173,10 @@ class DocumentStore(Store):
     def delete(self, id: str, expected: int | None = None) -> bool:
         """See `Store.delete`."""
         with self._open():
-            data = self._data(id)
-            if data is None:
+            found = self._found(id)  # what somebody else saved is not ours to delete
+            if found is None:
                 return False
-            _check_kind(id, data)  # what somebody else saved is not ours to delete
-            if expected is not None and _read(id, data).session.version != expected:
+            if expected is not None and _ref_of(found).version != expected:
                 return False
             self._ask("delete", id, lambda: self.own.delete(id))
             self._families.pop(id, None)
@@ -183,11 +186,11 @@ class DocumentStore(Store):
         """See `Store.replace_payloads`."""
         with self._open():
             self._family(family)  # so that all of its sessions are known
-            for document in self._documents(self._known(family)):
-                tables = _tables([document])
-                if tables.nodes(family, payloads.keys()):
+            for each in self._each(self._known(family)):
+                tables = _tables([each])
+                if isinstance(each, _Document) and tables.nodes(family, payloads.keys()):
                     tables.replace_payloads(family, payloads)
-                    self._save(document.session, tables.nodes_of(family))
+                    self._save(each.session, tables.nodes_of(family))
 
     def refs(self, query: ListQuery) -> list[Ref]:
         """See `Store.refs`."""
@@ -238,20 +241,42 @@ class DocumentStore(Store):
                 "acknowledged; to try again is safe."
             ) from error
 
-    def _data(self, id: str) -> Any:
-        return self._ask("load", id, lambda: self.own.load(id))
+    def _found(self, id: str) -> _Document | DamagedRef | None:
+        """What is saved under an id; an error if it is somebody else's."""
+        try:
+            data = self._ask("load", id, lambda: self.own.load(id))
+        except StoreError as error:
+            if not isinstance(error.__cause__, ValueError):
+                raise
+            found: _Document | DamagedRef = DamagedRef(
+                id=id, family=0, version=0, damaged=f"load() says: {error.__cause__}"
+            )
+        else:
+            if data is None:
+                self._families.pop(id, None)
+                return None
+            _check_kind(id, data)
+            found = _read(id, data)
+        self._families[id] = _ref_of(found).family
+        return found
 
     def _load(self, id: str) -> _Document | None:
-        data = self._data(id)
-        document = None if data is None else _read(id, data)
-        if document is None:
-            self._families.pop(id, None)
-        else:
-            self._families[id] = document.session.family
-        return document
+        found = self._found(id)
+        return None if found is None else self._whole(id, found)
+
+    def _whole(self, id: str, found: _Document | DamagedRef) -> _Document:
+        if isinstance(found, DamagedRef):
+            raise FormatError(
+                f"Session {id!r} is damaged: {found.damaged}. Restore it from a backup, or "
+                "delete_session() it; the other sessions can be read."
+            )
+        return found
 
     def _save(self, ref: Ref, nodes: Mapping[int, Node]) -> None:
-        kept = reached([ref], nodes)
+        try:
+            kept = reached([ref], nodes)
+        except FormatError:  # something is missing: so that it can be mended, the rest stays
+            kept = set(nodes)
         document = _Document(KIND, VERSION, ref, [nodes[key] for key in nodes if key in kept])
         data = msgspec.to_builtins(document)
         self._ask("save", ref.id, lambda: self.own.save(ref.id, data))
@@ -260,34 +285,41 @@ class DocumentStore(Store):
     def _ids(self) -> list[str]:
         return list(self._ask("list_sessions", "", self.own.list_sessions))
 
-    def _documents(self, ids: Iterable[str]) -> Iterator[_Document]:
-        return (document for document in map(self._load, ids) if document is not None)
+    def _each(self, ids: Iterable[str]) -> Iterator[_Document | DamagedRef]:
+        """What is saved under ids, but for what somebody else saved."""
+        for id in ids:
+            try:
+                found = self._found(id)
+            except FormatError:
+                self._families[id] = None
+            else:
+                if found is not None:
+                    yield found
 
     def _known(self, family: int) -> list[str]:
         return [id for id, its in self._families.items() if its == family]
 
     def _family(self, family: int) -> Tables:
-        """All sessions of a family; what cannot be read is in the way of none."""
-        for id in self._ids():
-            if id not in self._families:
-                try:
-                    self._load(id)
-                except FormatError:
-                    self._families[id] = None
-        return _tables(self._documents(self._known(family)))
+        """All sessions of a family."""
+        for _ in self._each(id for id in self._ids() if id not in self._families):
+            pass  # of which family it is, is noted
+        return _tables(self._each(self._known(family)))
 
     def _everything(self) -> Tables:
         """All sessions; what somebody else saved beside them is left out."""
         with self._open():
-            found = ((id, self._data(id)) for id in self._ids())
-            return _tables(_read(id, data) for id, data in found if _is_stored(data))
+            return _tables(self._each(self._ids()))
 
 
-def _tables(documents: Iterable[_Document]) -> Tables:
+def _tables(found: Iterable[_Document | DamagedRef]) -> Tables:
     tables = Tables()
-    for document in documents:
-        tables.set(document.session, document.nodes)
+    for each in found:
+        tables.set(_ref_of(each), each.nodes if isinstance(each, _Document) else ())
     return tables
+
+
+def _ref_of(found: _Document | DamagedRef) -> Ref:
+    return found.session if isinstance(found, _Document) else found
 
 
 def _is_stored(data: Any) -> bool:
@@ -308,26 +340,29 @@ def _check_kind(id: str, data: Any) -> None:
         )
 
 
-def _read(id: str, data: Any) -> _Document:
-    """Return what `save` was given, or raise `FormatError` with the session's id."""
-    _check_kind(id, data)
-    version = data.get("version")
-    if isinstance(version, int) and version > VERSION:
-        raise FormatError(
-            f"Session {id!r} was written in version {version} of the format; this library reads "
-            f"version {VERSION}. Upgrade dspy-session to open it."
-        )
+def _read(id: str, data: dict[str, Any]) -> _Document | DamagedRef:
+    """Return what `save` was given."""
     try:
+        _check_version(data.get("version"))
         _check_fields(data.get("session"), Ref)
         for node in data.get("nodes", ()):
             _check_fields(node, Node)
         document = msgspec.convert(data, _Document)
         _check_whole(id, document)
-    except (ValueError, TypeError) as error:  # msgspec.ValidationError is a ValueError
-        raise FormatError(
-            f"Session {id!r} is damaged: {error}. Restore it from a copy, or delete it."
-        ) from error
-    return msgspec.structs.replace(document, session=detached(document.session))
+        return msgspec.structs.replace(document, session=detached(document.session))
+    except (ValueError, TypeError, RecursionError) as error:  # msgspec's are ValueErrors
+        session = data.get("session")
+        family = session.get("family") if isinstance(session, dict) else None
+        known = family if isinstance(family, int) else 0
+        return DamagedRef(id=id, family=known, version=0, damaged=str(error))
+
+
+def _check_version(version: Any) -> None:
+    if isinstance(version, int) and version > VERSION:
+        raise ValueError(
+            f"it was written in version {version} of the format; this library reads version "
+            f"{VERSION}, so upgrade dspy-session to open it"
+        )
 
 
 def _check_fields(data: Any, kind: type[Ref] | type[Node]) -> None:

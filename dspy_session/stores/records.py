@@ -12,6 +12,7 @@ A store never knows what a turn means: payloads are bytes to it.
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import secrets
 import threading
@@ -21,7 +22,17 @@ from typing import Any, Final
 
 import msgspec
 
-__all__ = ["ListQuery", "Node", "Ref", "Span", "Totals", "metadata_terms", "new_key"]
+__all__ = [
+    "DamagedRef",
+    "ListQuery",
+    "Node",
+    "Ref",
+    "Span",
+    "Totals",
+    "day_of",
+    "metadata_terms",
+    "new_key",
+]
 
 
 class Span(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -107,6 +118,19 @@ class Ref(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes = b""
 
 
+class DamagedRef(Ref, frozen=True, kw_only=True):
+    """A session that is there, but whose ref cannot be read: its id, and what else can be read.
+
+    Stores return it in place of the ref. A field that cannot be read has its default; the version
+    and the family are then 0, which no others are. Nobody writes one.
+
+    Attributes:
+        damaged: What is wrong.
+    """
+
+    damaged: str
+
+
 class ListQuery(msgspec.Struct, frozen=True, kw_only=True):
     """Which refs to list, and in which order.
 
@@ -139,6 +163,19 @@ class Totals(msgspec.Struct, frozen=True):
     sessions: int
     nodes: int
     bytes: int
+
+
+def day_of(seconds: float) -> str:
+    """Return the day of a time, in UTC.
+
+    Args:
+        seconds: Since the epoch.
+
+    Example:
+        >>> day_of(86_399.99)
+        '1970-01-01'
+    """
+    return str(dt.date(1970, 1, 1) + dt.timedelta(days=seconds // 86_400))
 
 
 _LONGEST_TERM: Final = 200

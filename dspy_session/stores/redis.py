@@ -6,19 +6,18 @@ What is one change runs as one script; `dspy_session.stores.redis_scripts` says 
 
 from __future__ import annotations
 
-import datetime as dt
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dspy_session.errors import OptionError, StoreError
 from dspy_session.stores.base import Store
-from dspy_session.stores.records import ListQuery, Node, Ref, Totals, has_metadata, term_of
+from dspy_session.stores.records import ListQuery, Node, Ref, Totals, day_of, has_metadata, term_of
 from dspy_session.stores.redis_catalogue import Place
 from dspy_session.stores.redis_client import RedisClient
 from dspy_session.stores.redis_families import Write
 from dspy_session.stores.redis_records import key_bytes
-from dspy_session.stores.redis_sessions import ATTEMPTS, Sessions
+from dspy_session.stores.redis_sessions import ATTEMPTS, Sessions, named
 
 if TYPE_CHECKING:
     import redis
@@ -79,7 +78,7 @@ class RedisStore(Store):
             for place in self._sessions.candidates(id):
                 (found,) = self._families.refs([place])
                 if found is not None:
-                    return found
+                    return named(found, id.encode(), place)
         return None
 
     def put(
@@ -135,7 +134,7 @@ class RedisStore(Store):
                     )  # another was quicker, or crashed when half done
                 elif expected not in (None, ref.version):
                     return False
-                elif self._sessions.remove(state, place):
+                elif self._sessions.remove(id, state, place):
                     return True
         raise StoreError(
             f"{self._server!r}: others wrote to the family of this session all the time, so "
@@ -173,8 +172,12 @@ class RedisStore(Store):
         """See `Store.relatives`."""
         with self._server.asking():
             state = self._families.state(family)
-            places = self._sessions.entered_places(state)
-        found = [ref for birth, ref in state.refs.items() if Place(family, birth) in places]
+            entered = self._sessions.entered_of(state)
+        found = [
+            named(ref, entered[place], place)
+            for birth, ref in state.refs.items()
+            if (place := Place(family, birth)) in entered
+        ]
         return sorted(found, key=lambda ref: ref.id)
 
     def vacuum(self) -> int:
@@ -196,12 +199,9 @@ class RedisStore(Store):
         days: Counter[str] = Counter()
         with self._server.asking():
             for family in {entry.place.family for _, entry in self._catalogue.every()}:
-                times = [node.time for node in self._families.skeleton(family).values()]
-                days.update(
-                    dt.datetime.fromtimestamp(time, dt.UTC).date().isoformat()
-                    for time in times
-                    if time and since <= time < until
-                )
+                nodes, _ = self._families.skeleton(family)
+                times = [node.time for node in nodes.values()]
+                days.update(day_of(time) for time in times if time and since <= time < until)
         return dict(sorted(days.items()))
 
     def close(self) -> None:

@@ -6,13 +6,15 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from dspy_session.errors import FormatError
 from dspy_session.stores import redis_scripts as scripts
-from dspy_session.stores.reach import unreached
+from dspy_session.stores.reach import note_kept, unreached
 from dspy_session.stores.records import Node, Ref, new_key
 from dspy_session.stores.redis_catalogue import Place
 from dspy_session.stores.redis_client import RedisClient
 from dspy_session.stores.redis_records import (
     Skeleton,
+    body_size,
     key_bytes,
     key_of,
     node_record,
@@ -33,11 +35,13 @@ class State(NamedTuple):
         family: The family.
         token: Another one after each change of the family.
         refs: All refs, by the version with which they were made; also those in no catalogue.
+        bodies: How many bytes the body of each has.
     """
 
     family: int
     token: bytes
     refs: dict[bytes, Ref]
+    bodies: dict[bytes, int]
 
 
 class Write(NamedTuple):
@@ -87,7 +91,10 @@ class Families:
         """Return the refs of a family."""
         keys = [self.key(family, "refs"), self.key(family, "meta")]
         token, flat = self._server.script(scripts.STATE, keys)
-        return State(family, token, {birth: read_ref(record) for birth, record in pairs(flat)})
+        records = dict(pairs(flat))
+        refs = {birth: read_ref(record) for birth, record in records.items()}
+        bodies = {birth: body_size(record) for birth, record in records.items()}
+        return State(family, token, refs, bodies)
 
     def put(
         self,
@@ -145,7 +152,7 @@ class Families:
         if not (birth or count) and state.refs:
             return 0
         less = sum(each.size for each in dead.values())
-        less += len(state.refs[birth].body) if birth in state.refs else 0
+        less += state.bodies.get(birth, 0)
         arguments: list[Any] = [state.token, key_bytes(new_key()), birth, -less, len(dead)]
         for key, each in dead.items():
             arguments += key_bytes(key), _label_field(each.label)
@@ -163,32 +170,41 @@ class Families:
         """The nodes that go one by one, and how many go: without any ref, all of them at once."""
         if not left:
             return {}, self._server.run("HLEN", self.key(state.family, "nodes"))
-        skeleton = self.skeleton(state.family)
-        gone = unreached(left, {key: each.bone for key, each in skeleton.items()})
+        skeleton, damaged = self.skeleton(state.family)
+        try:
+            if damaged is not None:
+                raise damaged
+            gone = unreached(left, {key: each.bone for key, each in skeleton.items()})
+        except FormatError as error:
+            note_kept(error)
+            return {}, 0
         return {key: skeleton[key] for key in sorted(gone)}, len(gone)
 
-    def skeleton(self, family: int) -> dict[int, Skeleton]:
-        """Return all nodes of a family without their payloads."""
+    def skeleton(self, family: int) -> tuple[dict[int, Skeleton], FormatError | None]:
+        """Return all nodes of a family without their payloads, and what names one without sense."""
         found: dict[int, Skeleton] = {}
-        cursor = b"0"
+        damaged, cursor = None, b"0"
         while True:
             cursor, flat = self._server.script(scripts.BONES, [self.key(family, "nodes")], cursor)
             for at in range(0, len(flat), 3):
-                found[key_of(flat[at])] = read_skeleton(family, *flat[at : at + 3])
+                try:
+                    found[key_of(flat[at])] = read_skeleton(family, *flat[at : at + 3])
+                except FormatError as error:
+                    damaged = error
             if cursor == b"0":
-                return found
+                return found, damaged
 
     def walk(self, family: int, key: int, floor: int) -> list[Node]:
         """Return a stretch of a chain, the newest node first."""
         found: list[Node] = []
-        keys, next = [self.key(family, "nodes")], key
+        keys, next, above = [self.key(family, "nodes")], key, ""
         while True:
-            flat = self._server.script(scripts.WALK, keys, key_bytes(next), floor)
+            flat = self._server.script(scripts.WALK, keys, key_bytes(next), floor, above)
             found += (read_node(family, each, record) for each, record in pairs(flat))
             parent = found[-1].parent if flat else None
             if parent is None or found[-1].depth <= floor:
                 return found
-            next = parent
+            next, above = parent, str(found[-1].depth)
 
     def nodes(self, family: int, keys: Collection[int]) -> dict[int, Node]:
         """Return nodes by their keys."""
@@ -218,13 +234,21 @@ class Families:
         for family in families:
             asked.append(("HLEN", self.key(family, "nodes")))
             asked.append(("HGET", self.key(family, "meta"), "bytes"))
-        said = [int(each or 0) for each in self._ask(asked)]
+        said = [_number(each) for each in self._ask(asked)]
         return zip(said[::2], said[1::2], strict=True)
 
     def _ask(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
         if len(commands) == 1:
             return [self._server.run(*commands[0])]
         return self._server.run_all(commands)
+
+
+def _number(said: Any) -> int:
+    """A count; 0 for one that is damaged, or not there yet."""
+    try:
+        return int(said or 0)
+    except ValueError:
+        return 0
 
 
 def _label_field(label: str | None) -> bytes:

@@ -13,12 +13,13 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from dspy_session.errors import StoreError
+from dspy_session.errors import FormatError
 from dspy_session.stores.reach import Bone
-from dspy_session.stores.records import Node, Ref, Span, metadata_terms
+from dspy_session.stores.records import DamagedRef, Node, Ref, Span, metadata_terms
 
 __all__ = [
     "Skeleton",
+    "body_size",
     "entry_terms",
     "key_bytes",
     "key_of",
@@ -90,17 +91,24 @@ def ref_record(ref: Ref) -> bytes:
 
 
 def read_ref(record: bytes) -> Ref:
-    """Return the ref that was stored as these bytes."""
+    """Return the ref that was stored as these bytes; a `DamagedRef` without an id if it is none."""
+    version = key_of(record[:8])
     try:
-        version, _ = _REF.unpack_from(record)
+        _REF.unpack_from(record)
         body = _read_body(record[_REF.size :])
         fields = {name: getattr(body, name) for name in _Body.__struct_fields__}
         fields["metadata"] = msgspec.json.decode(body.metadata)
-    except (struct.error, msgspec.MsgspecError) as error:
-        raise StoreError(
-            "a stored session is damaged; restore it from a copy, or delete it"
-        ) from error
+    except (struct.error, msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        what = f"its record cannot be read ({error})"
+        return DamagedRef(id="", family=0, version=version, damaged=what)
+    if not isinstance(fields["metadata"], dict):
+        return DamagedRef(id="", family=0, version=version, damaged="its metadata is no object")
     return Ref(version=version, **fields)
+
+
+def body_size(record: bytes) -> int:
+    """Return how many bytes the body of a stored ref has; of a damaged one, what may be true."""
+    return min(int.from_bytes(record[8:12], "big"), len(record))
 
 
 def node_record(node: Node) -> bytes:
@@ -152,10 +160,11 @@ def _parts(family: int, key: bytes, record: bytes) -> tuple[int | None, int, _He
         parent, depth, size = _NODE.unpack_from(record)
         stop = _NODE.size + size
         return parent or None, depth, _read_head(record[_NODE.size : stop]), record[stop:-1]
-    except (struct.error, msgspec.MsgspecError) as error:
-        raise StoreError(
-            f"the stored node {key_of(key)} of the family {family} is damaged; restore it from a "
-            "copy, or delete the sessions that need it"
+    except (struct.error, msgspec.MsgspecError, UnicodeError) as error:
+        depth = int.from_bytes(record[8:16], "big", signed=True) if len(record) > 15 else "?"
+        raise FormatError(
+            f"The record of turn {depth} (node {key_of(key)} of the family {family}) is damaged: "
+            f"{error}. Restore it from a backup; the others can be read, and nothing was changed."
         ) from error
 
 

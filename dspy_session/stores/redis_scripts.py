@@ -55,6 +55,15 @@ FAMILY: Final = ("refs", "nodes", "labels", "meta")
 CATALOGUE: Final = ("catalogue", "id", "created", "updated", "terms", "format")
 FORMAT: Final = 1
 
+_COUNT: Final = """
+local function count(meta, more)
+  more = string.format('%.0f', more)
+  if type(redis.pcall('HINCRBY', meta, 'bytes', more)) == 'table' then  -- there is no number
+    redis.call('HSET', meta, 'bytes', math.max(0, more))
+  end
+end
+"""
+
 _LOOK_AT_FAMILY: Final = """
 for i = 1, 4 do
   redis.call('HLEN', KEYS[i])
@@ -115,10 +124,10 @@ local function stands()
 end
 
 local function write(old)
-  local before = old and struct.unpack('>I4', old, 9) or 0
+  local before = old and #old >= 12 and struct.unpack('>I4', old, 9) or 0
   local more = bytes + struct.unpack('>I4', record, 9) - before
   redis.call('HSET', meta, 'token', version)
-  redis.call('HINCRBY', meta, 'bytes', string.format('%.0f', more))
+  count(meta, more)
   for i = 7, last, 3 do
     redis.call('HSET', nodes, ARGV[i], ARGV[i + 1])
     if ARGV[i + 2] ~= '' then
@@ -139,9 +148,10 @@ if current ~= expected or not stands() then
 end
 """
 
-PUT: Final = Script(_LOOK_AT_FAMILY, _PUT, "write(old)\nreturn 1")
+PUT: Final = Script(_COUNT, _LOOK_AT_FAMILY, _PUT, "write(old)\nreturn 1")
 ENTER: Final = Script(_ENTER, "look_at_catalogue(1)\nreturn enter(1, 1)")
 PUT_AND_ENTER: Final = Script(
+    _COUNT,
     _LOOK_AT_FAMILY,
     _ENTER,
     _PUT,
@@ -168,7 +178,7 @@ if redis.call('HLEN', refs) == 0 then
   redis.call('UNLINK', refs, nodes, labels, meta)
 else
   redis.call('HSET', meta, 'token', new)
-  redis.call('HINCRBY', meta, 'bytes', bytes)
+  count(meta, bytes)
   for i = 6, last, 2 do
     redis.call('HDEL', nodes, ARGV[i])
     if ARGV[i + 1] ~= '' then
@@ -189,8 +199,9 @@ else
 end
 """
 
-REMOVE: Final = Script(_LOOK_AT_FAMILY, _REMOVE, "return 1")
+REMOVE: Final = Script(_COUNT, _LOOK_AT_FAMILY, _REMOVE, "return 1")
 REMOVE_AND_ENTER: Final = Script(
+    _COUNT,
     _LOOK_AT_FAMILY,
     _ENTER,
     "look_at_catalogue(5)",
@@ -200,12 +211,22 @@ REMOVE_AND_ENTER: Final = Script(
 
 WALK: Final = Script("""
 -- At most about 32 MB at once, for the sake of everybody else.
-local key, floor, out, size = ARGV[1], tonumber(ARGV[2]), {}, 0
+local key, floor, above, out, size = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), {}, 0
 while #out < 20000 and size < 33554432 do
   local node = redis.call('HGET', KEYS[1], key)
-  if not node or struct.unpack('>i8', node, 9) < floor then
+  if not node then
     break
   end
+  if #node < 20 then  -- damaged, which the client says
+    out[#out + 1] = key
+    out[#out + 1] = node
+    break
+  end
+  local depth = struct.unpack('>i8', node, 9)
+  if depth < floor or above and depth >= above then  -- else it might lead back to itself, for ever
+    break
+  end
+  above = depth
   out[#out + 1] = key
   out[#out + 1] = node
   size = size + #node
@@ -219,7 +240,10 @@ BONES: Final = Script("""
 local page = redis.call('HSCAN', KEYS[1], ARGV[1], 'COUNT', 1000)
 local found, out = page[2], {}
 for i = 1, #found, 2 do
-  local stop = 20 + struct.unpack('>I4', found[i + 1], 17)
+  local stop = #found[i + 1] - 1
+  if stop >= 19 then  -- less is damaged, which the client says
+    stop = math.min(20 + struct.unpack('>I4', found[i + 1], 17), stop)
+  end
   out[#out + 1] = found[i]
   out[#out + 1] = string.sub(found[i + 1], 1, stop) .. '\\0'
   out[#out + 1] = #found[i + 1] - stop - 1
@@ -231,12 +255,14 @@ STATE: Final = Script("""
 return {redis.call('HGET', KEYS[2], 'token') or '', redis.call('HGETALL', KEYS[1])}
 """)
 
-REPLACE: Final = Script("""
+REPLACE: Final = Script(
+    _COUNT,
+    """
 local nodes, meta, more, changed = KEYS[1], KEYS[2], 0, false
 redis.call('HLEN', meta)
 for i = 2, #ARGV, 2 do
   local node = redis.call('HGET', nodes, ARGV[i])
-  if node then
+  if node and #node > 20 then
     local stop = 20 + struct.unpack('>I4', node, 17)
     more = more + #ARGV[i + 1] - (#node - stop - 1)
     node = string.sub(node, 1, stop) .. ARGV[i + 1] .. string.sub(node, -1)
@@ -246,7 +272,8 @@ for i = 2, #ARGV, 2 do
 end
 if changed then
   redis.call('HSET', meta, 'token', ARGV[1])
-  redis.call('HINCRBY', meta, 'bytes', string.format('%.0f', more))
+  count(meta, more)
 end
 return 1
-""")
+""",
+)

@@ -16,13 +16,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from dspy_session.stores.records import Ref
+import msgspec
+
+from dspy_session.stores.reach import note_kept, unknown
+from dspy_session.stores.records import DamagedRef, Ref
 from dspy_session.stores.redis_catalogue import NO_ENTRY, Catalogue, Entry, Place
 from dspy_session.stores.redis_client import RedisClient
 from dspy_session.stores.redis_families import Families, State, Write
 from dspy_session.stores.redis_records import key_bytes
 
-__all__ = ["ATTEMPTS", "Sessions"]
+__all__ = ["ATTEMPTS", "Sessions", "named"]
 
 ATTEMPTS: Final = 50
 """How often to begin again when others change what was just looked at."""
@@ -81,16 +84,21 @@ class Sessions:
         known = [(id, entry) for id, entry in zip(ids, entries, strict=True) if entry is not None]
         refs = self.families.refs([entry.place for _, entry in known])
         stale = [
-            id
-            for (id, entry), ref in zip(known, refs, strict=True)
-            if ref is None or key_bytes(ref.version) != entry.version
+            id for (id, entry), ref in zip(known, refs, strict=True) if not _is_current(entry, ref)
         ]
-        return [ref for ref in refs if ref is not None], stale
+        pairs = zip(known, refs, strict=True)
+        found = [named(ref, id, entry.place) for (id, entry), ref in pairs if ref is not None]
+        return found, stale
 
-    def entered_places(self, state: State) -> set[Place]:
-        """Where the catalogue has the ids of a family's refs."""
-        ids = [ref.id.encode() for ref in state.refs.values()]
-        return {entry.place for entry in self.catalogue.entries(ids) if entry is not None}
+    def entered_of(self, state: State) -> dict[Place, bytes]:
+        """Which of a family's refs the catalogue has, and under which ids."""
+        ids = [ref.id.encode() for ref in state.refs.values() if not isinstance(ref, DamagedRef)]
+        entries = zip(ids, self.catalogue.entries(ids), strict=True)
+        found = {entry.place: id for id, entry in entries if entry is not None}
+        if len(ids) < len(state.refs):  # an id that cannot be read is what points there
+            every = self.catalogue.every()
+            found |= {each.place: id for id, each in every if each.place.family == state.family}
+        return found
 
     def write(self, place: Place, write: Write) -> bool:
         """Write a ref, with nodes, and enter it; return whether that was done."""
@@ -135,9 +143,8 @@ class Sessions:
                 return False
             wanted = _instead_of(said)
 
-    def remove(self, state: State, place: Place) -> bool:
+    def remove(self, id: str, state: State, place: Place) -> bool:
         """Remove and strike off a ref, unless the family was changed since."""
-        id = state.refs[place.birth].id
         if not self._server.clustered:
             striking = self.catalogue.arguments(id.encode(), place.start, None, None)
             try:
@@ -159,12 +166,12 @@ class Sessions:
             if entry is None:
                 return
             (ref,) = self.families.refs([entry.place])
+            if _is_current(entry, ref):
+                return
             if ref is None:
                 self.catalogue.enter(id, entry.head)
-            elif key_bytes(ref.version) != entry.version:
-                self.catalogue.enter(id, entry.head, entry.place, ref)
             else:
-                return
+                self.catalogue.enter(id, entry.head, entry.place, ref)
 
     def mend_all(self) -> None:
         """Make all entries say what is there, and put them into all orders again."""
@@ -177,7 +184,7 @@ class Sessions:
                 [
                     (id, entry.head, entry.place, ref)
                     for (id, entry), ref in pairs
-                    if ref is not None
+                    if ref is not None and not isinstance(ref, DamagedRef)
                 ]
             )
             for (id, _), ref in pairs:
@@ -189,7 +196,12 @@ class Sessions:
         count = 0
         for _ in range(ATTEMPTS):
             state = self.families.state(family)
-            entered = self.entered_places(state)
+            entered = self.entered_of(state)
+            for birth, ref in state.refs.items():
+                if isinstance(ref, DamagedRef):
+                    id = entered.get(Place(family, birth), b"?").decode()
+                    note_kept(unknown(f"session {id!r} is damaged"))
+                    return count
             lost = [
                 birth
                 for birth, ref in state.refs.items()
@@ -209,6 +221,30 @@ class Sessions:
         if said is None:
             self.mend(id)  # if it was deleted meanwhile
         return said is None or Entry.read(said).place == place
+
+
+def named(ref: Ref, id: bytes, place: Place) -> Ref:
+    """Return the ref that is entered under an id, which is damaged if it says that it is another.
+
+    Args:
+        ref: What is stored.
+        id: The id.
+        place: Where it is.
+    """
+    name = id.decode()
+    if isinstance(ref, DamagedRef):
+        return msgspec.structs.replace(ref, id=name, family=place.family)
+    if (ref.id, ref.family) == (name, place.family):
+        return ref
+    what = f"it says that it is {ref.id!r} of the family {ref.family}"
+    return DamagedRef(id=name, family=place.family, version=ref.version, damaged=what)
+
+
+def _is_current(entry: Entry, ref: Ref | None) -> bool:
+    """Whether an entry says what is there; of what is damaged, nothing better can be said."""
+    return isinstance(ref, DamagedRef) or (
+        ref is not None and key_bytes(ref.version) == entry.version
+    )
 
 
 def _instead_of(said: bytes) -> bytes:

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Collection, Mapping, Sequence
 from operator import attrgetter
 from typing import Any
@@ -18,10 +17,19 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
+from dspy_session.errors import FormatError
 from dspy_session.stores import sql_schema
 from dspy_session.stores.base import Store
-from dspy_session.stores.reach import unreached
-from dspy_session.stores.records import ListQuery, Node, Ref, Totals, has_metadata
+from dspy_session.stores.reach import note_kept, unknown, unreached
+from dspy_session.stores.records import (
+    DamagedRef,
+    ListQuery,
+    Node,
+    Ref,
+    Totals,
+    day_of,
+    has_metadata,
+)
 from dspy_session.stores.sql_database import Database
 from dspy_session.stores.sql_errors import read_url, shown_url
 from dspy_session.stores.sql_rows import (
@@ -99,13 +107,15 @@ class SQLStore(Store):
     ) -> bool:
         """See `Store.put`."""
         values, rows = ref_values(ref), [node_values(node) for node in nodes]
+        needed = _needed(ref, nodes, needs)
         with self._connected() as connection:
             connection.execute(self._begin)
-            done = (
+            done = self._move_ref(connection, values, expected, needed) or (
                 self._set_ref(connection, ref, values, expected)
-                and self._stands(connection, ref, nodes, needs)
-                and self._add(connection, rows)
+                and self._stand(connection, ref.family, needed)
             )
+            if done and rows:
+                self._statements.add_nodes.run_many(connection, rows)
             connection.execute("COMMIT" if done else "ROLLBACK")
         return done
 
@@ -134,21 +144,25 @@ class SQLStore(Store):
     def delete(self, id: str, expected: int | None = None) -> bool:
         """See `Store.delete`."""
         with self._connected() as connection:
+            seen = None
             while found := refs_of(self._statements.ref.rows(connection, id=id)):
                 family = found[0].family
                 connection.execute(self._begin)
                 held = {ref.id: ref for ref in self._lock_family(connection, family)}
-                ref = held.pop(id, None)
+                known, ref = id in held, held.pop(id, None)
+                if not known and (not family or found == seen):
+                    (ref,) = found  # its family cannot be read, or is not in the index
                 if ref is not None and expected in (None, ref.version):
                     self._statements.delete_terms.run(connection, {"id": id})
                     self._statements.delete_ref.run(connection, {"id": id})
-                    self._sweep(connection, family, held.values())
+                    if known:
+                        self._sweep(connection, family, held.values())
                     connection.execute("COMMIT")
                     return True
                 connection.execute("ROLLBACK")
                 if ref is not None:
                     return False
-                # Somebody deleted it in between, and may have made it anew, in another family.
+                seen = found  # or somebody made it anew in between, in another family
         return False
 
     def replace_payloads(self, family: int, payloads: Mapping[int, bytes]) -> None:
@@ -192,7 +206,7 @@ class SQLStore(Store):
         """See `Store.vacuum`; one transaction for each family, and a SQLite file gets smaller."""
         deleted = 0
         with self._connected() as connection:
-            for (family,) in self._statements.families.rows(connection):
+            for (family,) in self._families(connection):
                 connection.execute(self._begin)
                 kept = self._lock_family(connection, family)
                 deleted += self._sweep(connection, family, kept)
@@ -212,14 +226,26 @@ class SQLStore(Store):
         """See `Store.activity`; it looks at every entry of an index."""
         with self._connected() as connection:
             rows = self._statements.activity.rows(connection, since=since, until=until)
-        first = dt.date(1970, 1, 1)
-        return {str(first + dt.timedelta(days=int(day))): count for day, count in rows}
+        return {day_of(86_400.0 * day): count for day, count in rows}
 
     def close(self) -> None:
         """See `Store.close`."""
         self._database.close()
 
     # Writing
+
+    def _move_ref(
+        self,
+        connection: Any,
+        values: dict[str, Any],
+        expected: int | None,
+        needed: Collection[int],
+    ) -> bool:
+        """Change a ref that goes on from where it was, its metadata as it was: most writes do."""
+        if expected is None or len(needed) > 1:
+            return False
+        moved = {**values, "expected": expected, "needed": next(iter(needed), None)}
+        return bool(self._statements.move_ref.run(connection, moved))
 
     def _set_ref(
         self, connection: Any, ref: Ref, values: dict[str, Any], expected: int | None
@@ -232,39 +258,18 @@ class SQLStore(Store):
             if not run.add_ref.run(connection, values):
                 return False
         else:
-            values["expected"] = expected
-            if run.set_ref_alone.run(connection, values):
-                return True  # its metadata is what it was
-            if not run.set_ref.run(connection, values):
+            if not run.set_ref.run(connection, {**values, "expected": expected}):
                 return False
             run.delete_terms.run(connection, {"id": ref.id})
         if terms := terms_of(ref.id, ref.metadata):
             run.add_terms.run_many(connection, terms)
         return True
 
-    def _stands(
-        self,
-        connection: Any,
-        ref: Ref,
-        nodes: Sequence[Node],
-        needs: Collection[int],
-    ) -> bool:
-        """Whether all that a write builds on is there, or is written with it."""
-        needed, added = set(needs), set[int]()
-        for node in nodes:
-            if node.parent is not None and node.parent not in added:
-                needed.add(node.parent)
-            added.add(node.key)
-        if ref.tip is not None and ref.tip not in added:
-            needed.add(ref.tip)
+    def _stand(self, connection: Any, family: int, needed: Collection[int]) -> bool:
+        """Whether all that a write builds on is there."""
         return not needed or len(needed) == len(
-            self._statements.present.rows(connection, family=ref.family, keys=self._listed(needed))
+            self._statements.present.rows(connection, family=family, keys=self._listed(needed))
         )
-
-    def _add(self, connection: Any, rows: list[dict[str, Any]]) -> bool:
-        if rows:
-            self._statements.add_nodes.run_many(connection, rows)
-        return True
 
     # Deleting
 
@@ -274,12 +279,24 @@ class SQLStore(Store):
             self._statements.lock_family.rows(connection, family=family)
         return refs_of(self._statements.lock_refs.rows(connection, family=family))
 
+    def _families(self, connection: Any) -> list[tuple[int]]:
+        """The families to vacuum: none while it is not known of which family a session is."""
+        for ref in refs_of(self._statements.strays.rows(connection)):
+            if isinstance(ref, DamagedRef) or ref.tip is not None or ref.links:
+                note_kept(unknown(f"session {ref.id!r} is damaged"))
+                return []
+        return self._statements.families.rows(connection)
+
     def _sweep(self, connection: Any, family: int, kept: Collection[Ref]) -> int:
         """Delete the nodes that no ref reaches."""
         run = self._statements
         if not kept:
             return run.delete_family.run(connection, {"family": family})
-        gone = unreached(kept, bones(run.bones.rows(connection, family=family)))
+        try:
+            gone = unreached(kept, bones(run.bones.rows(connection, family=family)))
+        except FormatError as error:
+            note_kept(error)
+            return 0
         if gone:
             run.delete_node.run_many(connection, [{"key": key} for key in sorted(gone)])
         return len(gone)
@@ -299,6 +316,18 @@ class SQLStore(Store):
         """Those refs of a selection that have the metadata."""
         found = refs_of(self._selected(statement))
         return [ref for ref in found if has_metadata(ref.metadata, query.metadata)]
+
+
+def _needed(ref: Ref, nodes: Sequence[Node], needs: Collection[int]) -> set[int]:
+    """The keys of the nodes that a write builds on, and does not bring along."""
+    needed, added = set(needs), set[int]()
+    for node in nodes:
+        if node.parent is not None and node.parent not in added:
+            needed.add(node.parent)
+        added.add(node.key)
+    if ref.tip is not None and ref.tip not in added:
+        needed.add(ref.tip)
+    return needed
 
 
 def _where(metadata: Mapping[str, Any]) -> tuple[list[sa.ColumnElement[bool]], bool]:

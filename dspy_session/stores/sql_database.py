@@ -8,7 +8,9 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from operator import attrgetter
+from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 import sqlalchemy as sa
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
@@ -191,7 +193,7 @@ def _new_engine(
     defaults = {name: value for name, value in defaults.items() if name not in url.query}
     try:
         engine = sa.create_engine(
-            url,
+            _readable(url) if sqlite else url,
             isolation_level="AUTOCOMMIT",
             hide_parameters=True,  # what is stored is nobody's business
             poolclass=QueuePool,
@@ -213,6 +215,25 @@ def _new_engine(
     )
     sa.event.listen(engine, "connect", tell)
     return engine
+
+
+def _readable(url: sa.URL) -> sa.URL:
+    """The address at which a SQLite file can be read, if nobody may write beside it.
+
+    SQLite keeps a log there, or wants to be told that it will not need one. A log that is there has
+    what was written last, and is not to be passed over.
+    """
+    path = Path(url.database or "").absolute()
+    effective = os.access in os.supports_effective_ids
+    if (
+        _in_memory(url)
+        or not path.is_file()
+        or os.access(path.parent, os.W_OK, effective_ids=effective)
+        or Path(f"{path}-wal").exists()
+    ):
+        return url
+    asked = url.set(database=f"file:{quote(str(path))}")
+    return asked.update_query_dict({"mode": "ro", "immutable": "1", "uri": "true"})
 
 
 def _tell_sqlite(connection: Any, _record: object) -> None:

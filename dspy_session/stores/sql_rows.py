@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, Final, get_type_hints
 
 import msgspec
 
 from dspy_session.errors import FormatError, StoreError
 from dspy_session.stores.reach import Bone
-from dspy_session.stores.records import Node, Ref, Span, metadata_terms, term_of
+from dspy_session.stores.records import DamagedRef, Node, Ref, Span, metadata_terms, term_of
 from dspy_session.stores.sql_schema import CUT
 
 __all__ = [
@@ -73,6 +74,18 @@ class _BoneRow(msgspec.Struct, frozen=True, array_like=True):
 
 _links: Final = msgspec.msgpack.Decoder(tuple[Span, ...])
 _metadata: Final = msgspec.json.Decoder(dict[str, Any])
+
+
+_bytes: Final = partial(msgspec.convert, type=bytes | None, builtin_types=(bytes,))
+_REF_COLUMNS: Final[dict[str, Callable[[Any], Any]]] = {
+    name: partial(msgspec.convert, type=kind, builtin_types=(bytes,))
+    for name, kind in get_type_hints(_RefRow).items()
+} | {
+    "links": lambda value: () if value is None else _links.decode(_bytes(value)),
+    "origin": lambda value: _label_text(_bytes(value)),
+    "metadata": lambda value: _metadata.decode(msgspec.convert(value, str)),
+}
+"""What reads each column of a ref that cannot be read as a whole."""
 
 
 def node_values(node: Node) -> dict[str, Any]:
@@ -160,17 +173,14 @@ def nodes_of(rows: Sequence[Sequence[Any]]) -> list[Node]:
     except (msgspec.MsgspecError, UnicodeError) as error:
         for row in rows if len(rows) > 1 else ():
             nodes_of([row])  # the first that cannot be read raises
-        raise FormatError(_damaged("node", rows[0][0], error)) from error
+        raise FormatError(_damaged(rows[0][0], rows[0][3], error)) from error
 
 
 def refs_of(rows: Iterable[Sequence[Any]]) -> list[Ref]:
-    """Return the refs that rows hold.
+    """Return the refs that rows hold; a `DamagedRef` for a row that holds something else.
 
     Args:
         rows: The rows.
-
-    Raises:
-        FormatError: A row holds something else; it names the first.
     """
     return [_ref(row) for row in rows]
 
@@ -195,8 +205,22 @@ def _ref(values: Sequence[Any]) -> Ref:
             metadata=_metadata.decode(row.metadata),
             body=row.body,
         )
-    except (msgspec.MsgspecError, UnicodeError) as error:
-        raise FormatError(_damaged("session", values[0], error)) from error
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return _damaged_ref(values)
+
+
+def _damaged_ref(values: Sequence[Any]) -> DamagedRef:
+    """What can be read of a ref, column by column."""
+    id, *_ = values
+    shown = id.decode("utf-8", "backslashreplace") if isinstance(id, bytes) else str(id)
+    known: dict[str, Any] = {"id": shown, "family": 0, "version": 0}
+    wrong: list[str] = []
+    for (name, read), value in zip(_REF_COLUMNS.items(), values, strict=True):
+        try:
+            known[name] = read(value)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+            wrong.append(f"its {name} ({error})")
+    return DamagedRef(**known, damaged=f"{', '.join(wrong)} cannot be read")
 
 
 def bones(rows: Iterable[Sequence[Any]]) -> dict[int, Bone]:
@@ -217,13 +241,13 @@ def _bone(values: Sequence[Any]) -> Bone:
         links = () if row.links is None else _links.decode(row.links)
         return Bone(row.key, row.parent, row.depth, row.low, links)
     except msgspec.MsgspecError as error:
-        raise FormatError(_damaged("node", values[0], error)) from error
+        raise FormatError(_damaged(values[0], values[2], error)) from error
 
 
-def _damaged(kind: str, name: object, error: Exception) -> str:
+def _damaged(key: object, depth: object, error: Exception) -> str:
     return (
-        f"The row of {kind} {name!r} is damaged: {error}. Restore it from a backup; the others can "
-        "be read, and nothing was changed."
+        f"The row of turn {depth!r} (node {key!r}) is damaged: {error}. Restore it from a backup; "
+        "the others can be read, and nothing was changed."
     )
 
 

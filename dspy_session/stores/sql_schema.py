@@ -25,7 +25,7 @@ __all__ = ["CUT", "UPGRADES", "nodes", "prepare", "refs", "schema", "shrink", "t
 
 _PREFIX: Final = "dspy_session_"
 _LOCK: Final = 0x6473_7079_7365_7373  # held in PostgreSQL while tables are made
-_PAGE_SIZE: Final = 8192  # of new SQLite files: fewer odd ends than 4096 where rows have 1 KB
+_PAGE_SIZE: Final = 4096  # of new SQLite files: a commit writes whole pages, five for a turn
 
 CUT: Final = 200
 """How much of a label or a metadata term is in an index; entries of it are of limited size."""

@@ -82,14 +82,21 @@ class Statements:
             for column in refs.columns
             if column.name not in ("id", "family")
         }
-        set_ref = (
-            sa.update(refs).where(mine, seen, c.family == sa.bindparam("family")).values(changed)
-        )
+        set_ref = sa.update(refs).where(mine, seen, c.family == sa.bindparam("family"))
+        # What it reaches now cannot be gone. A column that is not set costs no entry of an index.
+        needed = sa.bindparam("needed", type_=sa.BigInteger())
+        reached = sa.or_(needed.is_(None), c.tip == needed, c.head == needed)
+        kept = {name: changed[name] for name in ("created", "metadata")}
+        onward = {name: value for name, value in changed.items() if name not in kept}
         insert = postgresql.insert if self._dialect.name == "postgresql" else sqlite.insert
         self.ref = self._compiled(sa.select(refs).where(mine))
         self.add_ref = self._compiled(insert(refs).on_conflict_do_nothing())
-        self.set_ref = self._compiled(set_ref)
-        self.set_ref_alone = self._compiled(set_ref.where(c.metadata == sa.bindparam("metadata")))
+        self.set_ref = self._compiled(set_ref.values(changed))
+        self.move_ref = self._compiled(
+            set_ref.where(reached, *(c[name] == value for name, value in kept.items())).values(
+                onward
+            )
+        )
         self.delete_ref = self._compiled(sa.delete(refs).where(mine))
         self.relatives = self._compiled(
             sa.select(refs).where(c.family == sa.bindparam("family")).order_by(c.id)
@@ -126,6 +133,8 @@ class Statements:
         )
         self.bones = self._compiled(sa.select(c.key, c.parent, c.depth, c.low, c.links).where(kin))
         self.families = self._compiled(sa.select(c.family).distinct())
+        own = sa.select(c.key).where(c.family == refs.c.family)
+        self.strays = self._compiled(sa.select(refs).where(~own.exists()))
         self.delete_node = self._compiled(sa.delete(nodes).where(c.key == sa.bindparam("key")))
         self.delete_family = self._compiled(sa.delete(nodes).where(kin))
         self.replace_payload = self._compiled(

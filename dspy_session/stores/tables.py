@@ -6,19 +6,20 @@ something up. Nothing here checks a version.
 
 from __future__ import annotations
 
-import datetime as dt
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from dspy_session.stores.reach import Bone, unreached
+from dspy_session.errors import FormatError
+from dspy_session.stores.reach import Bone, note_kept, unreached
 from dspy_session.stores.records import (
     ListQuery,
     Node,
     Ref,
     Totals,
+    day_of,
     has_metadata,
     metadata_terms,
     term_of,
@@ -114,7 +115,8 @@ class Tables:
         node = nodes.get(key)
         while node is not None and node.depth >= floor:
             found.append(node)
-            node = None if node.parent is None else nodes.get(node.parent)
+            before = None if node.parent is None else nodes.get(node.parent)
+            node = before if before is not None and before.depth < node.depth else None
         return found[::-1]
 
     def nodes(self, family: int, keys: Collection[int]) -> dict[int, Node]:
@@ -174,7 +176,7 @@ class Tables:
     def activity(self, since: float, until: float) -> dict[str, int]:
         """See `Store.activity`."""
         days = Counter(
-            dt.datetime.fromtimestamp(node.time, dt.UTC).date().isoformat()
+            day_of(node.time)
             for node in self._all_nodes()
             if node.time and since <= node.time < until
         )
@@ -203,7 +205,11 @@ class Tables:
     def _clean(self, family: int) -> int:
         """Delete the nodes of a family that no ref reaches; return how many there were."""
         held = self._families[family]
-        stay = reached((self._refs[id] for id in held.refs), held.nodes)
+        try:
+            stay = reached((self._refs[id] for id in held.refs), held.nodes)
+        except FormatError as error:
+            note_kept(error)
+            return 0
         gone = held.nodes.keys() - stay
         held.remove(gone)
         if not held.refs:
@@ -217,6 +223,9 @@ def reached(refs: Iterable[Ref], nodes: Mapping[int, Node]) -> set[int]:
     Args:
         refs: The refs.
         nodes: The nodes of their family, by key.
+
+    Raises:
+        FormatError: It cannot be known, for something is damaged.
     """
     bones = {n.key: Bone(n.key, n.parent, n.depth, n.low, n.links) for n in nodes.values()}
     return nodes.keys() - unreached(refs, bones)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from dspy_session.stores.records import Totals, new_key
 from dspy_session.testing.contract_cases import StoreCases, chain, ref_to, rewritten
 
@@ -137,7 +139,8 @@ class ReadCases(StoreCases):
 
     def test_activity(self) -> None:
         """Turns by day in UTC; what has no time is no turn; what is shared counts once."""
-        times = [0.0, 0.5, MIDNIGHT - 0.25, MIDNIGHT, MIDNIGHT + DAY - 0.001, MIDNIGHT + 3 * DAY]
+        last = math.nextafter(MIDNIGHT + DAY, 0)
+        times = [0.0, 0.5, MIDNIGHT - 0.25, MIDNIGHT, last, MIDNIGHT + 3 * DAY]
         nodes = chain(new_key(), 1, time=times[0])
         for time in times[1:]:
             nodes += chain(nodes[0].family, 1, nodes[-1], time=time)
