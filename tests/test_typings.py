@@ -115,12 +115,20 @@ def unused_members(stubs: dict[str, ast.Module], code: list[ast.Module]) -> set[
 
 
 def stubtest(typings: Path) -> str:
-    """What mypy's stubtest says of stubs, read for the same Python as in pyproject.toml."""
+    """What mypy's stubtest says of stubs, read for the same Python as in pyproject.toml.
+
+    Not of MLflow's: stubtest would import each of its thousand modules. tests/test_mlflow_traces.py
+    compares them with what is there.
+    """
     config = typings.parent / "stubtest.ini"
     config.write_text(f"[mypy]\nmypy_path = {typings}\npython_version = 3.11\n", "utf-8")
     done = house.run_python(
         PROJECT,
-        *("-m", "mypy.stubtest", *(path.name for path in TYPINGS.iterdir())),
+        *(
+            "-m",
+            "mypy.stubtest",
+            *(path.name for path in TYPINGS.iterdir() if path.name != "mlflow"),
+        ),
         *("--ignore-missing-stub", "--mypy-config-file", str(config)),
     )
     return done.stdout + done.stderr

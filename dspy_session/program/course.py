@@ -12,6 +12,7 @@ from typing import Any
 import dspy
 import msgspec
 import pydantic
+from dspy.utils.callback import BaseCallback
 
 from dspy_session.core.copies import copy_fields
 from dspy_session.core.data import EMPTY_DATA, Data, as_data
@@ -40,6 +41,7 @@ from dspy_session.program.results import ResultWatch, recorded_inputs
 from dspy_session.program.settings import CallSettings
 from dspy_session.program.slot import history_slot
 from dspy_session.program.tool_calls import ToolWatch
+from dspy_session.program.tracing import trace_markers
 from dspy_session.program.turn_data import TurnData
 
 __all__ = ["Course", "Told", "new_id", "told_in"]
@@ -130,11 +132,12 @@ class Course:
             arguments[self.slot.parameter] = passed
         frame = self.frame(step, data, instructions, passed)
         self.drafts.append(frame.draft)
-        tracker = dspy.settings.usage_tracker
+        tracker, id = dspy.settings.usage_tracker, self.id if step.records else None
+        markers = trace_markers(frame, self.state.id, id)
         try:
             with (
                 held_adapters_wrapped(self.program),
-                dspy.context(**_surroundings(frame, self.watched)),
+                dspy.context(**_surroundings(frame, self.watched, markers)),
             ):
                 returned = yield Call(arguments)
         finally:
@@ -270,7 +273,7 @@ def _of_kind(history: dspy.History, kind: type[dspy.History]) -> dspy.History:
     return history
 
 
-def _surroundings(frame: Frame, watched: bool) -> dict[str, Any]:
+def _surroundings(frame: Frame, watched: bool, markers: list[BaseCallback]) -> dict[str, Any]:
     """The settings under which the program runs."""
     settings = dspy.settings
     overrides: dict[str, Any] = {
@@ -282,6 +285,8 @@ def _surroundings(frame: Frame, watched: bool) -> dict[str, Any]:
     if frame.lm is not None:
         overrides["lm"] = frame.lm
     callbacks = list(settings.callbacks)
+    if markers:
+        overrides["callbacks"] = callbacks = [*callbacks, *markers]
     if frame.options.scope is Scope.ALL or has_inner_agents(frame.program):
         overrides["callbacks"] = callbacks = [*callbacks, ResultWatch(frame)]
     if watched:

@@ -54,6 +54,9 @@ class ScriptedEngine:
         self._on_request = on_request
         self._mutex = threading.Lock()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _engine, (self._reply, self._on_request)  # without what was sent so far
+
     @property
     def requests(self) -> int:
         """How many requests came."""
@@ -90,6 +93,11 @@ class ScriptedEngine:
 
     def close(self) -> None:
         """Nothing is held open."""
+
+
+def _engine(reply: Reply, on_request: Callable[[Request], object] | None) -> ScriptedEngine:
+    """What a pickle of an engine makes of itself."""
+    return ScriptedEngine(reply, on_request=on_request)
 
 
 class _AsyncScriptedEngine:

@@ -1,0 +1,1 @@
+"""Tools that people already have, each in a module of its own that needs an extra."""
