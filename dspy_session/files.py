@@ -54,15 +54,17 @@ def write_conversation(
         ValueCodecError: A field holds a value of a type without written form; nothing is written.
         OSError: The file cannot be written; what was there before is untouched.
     """
-    write_whole(path, codec.encode(state, options, codecs=codecs))
+    data = codec.encode(state, options, codecs=codecs)
+    write_whole(path, data, ", or pass save_program=True to write the whole program there")
 
 
-def write_whole(path: AnyPath, data: bytes) -> None:
+def write_whole(path: AnyPath, data: bytes, otherwise: str = "") -> None:
     """Write a file whole or not at all.
 
     Args:
         path: The file; the folder must exist.
         data: What it is to hold.
+        otherwise: What else to do if `path` is a folder, for the error.
 
     Raises:
         OSError: The file cannot be written; what was there before is untouched.
@@ -75,8 +77,8 @@ def write_whole(path: AnyPath, data: bytes) -> None:
         )
     if target.is_dir():
         raise IsADirectoryError(
-            f"Cannot save to {os.fspath(path)!r}: it is a folder. Name a file in it, or pass "
-            "save_program=True to write the whole program there."
+            f"Cannot save to {os.fspath(path)!r}: it is a folder. "
+            f"Name a file in it{otherwise}."
         )
     _replace(target, data)
 

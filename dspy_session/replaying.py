@@ -221,6 +221,8 @@ def _manner(keywords: Mapping[str, Any]) -> _Manner:
 
 
 def _with_golds(conversations: Iterable[Recorded], gold: Any) -> Iterable[tuple[Recorded, Gold]]:
+    if isinstance(conversations, Recorded):
+        raise CallError("replay_all takes a list of conversations. For one, there is replay(...).")
     given = list(conversations)
     if gold is None or isinstance(gold, dspy.Example):
         return [(conversation, gold) for conversation in given]

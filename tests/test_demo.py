@@ -13,8 +13,7 @@ from pathlib import Path
 import dspy
 import pytest
 
-from dspy_session import cli, demo
-from dspy_session.errors import OptionError
+from dspy_session import demo
 from dspy_session.testing import ScriptedLM
 
 KEY_LINES = [
@@ -137,63 +136,6 @@ def test_facts_come_from_the_conversation_only() -> None:
 
 
 # The command line
-
-
-def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([]) == 0
-    assert "dspy-session demo" in capsys.readouterr().out
-    for arguments, expected in (
-        (["--help"], "commands:"),
-        (["demo", "--help"], "--max-turns N"),
-        (["--version"], "dspy-session 0."),
-    ):
-        with pytest.raises(SystemExit) as left:
-            cli.main(arguments)
-        assert left.value.code == 0
-        assert expected in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "complaint"),
-    [
-        (["dmeo"], "invalid choice: 'dmeo'"),
-        (["demo", "--max-turns", "-1"], "expected a whole number from 0 up, not '-1'"),
-        (["demo", "--max-turns", "many"], "expected a whole number from 0 up, not 'many'"),
-        (["demo", "--max-tunrs", "1"], "unrecognized arguments: --max-tunrs"),
-    ],
-)
-def test_wrong_arguments(
-    arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as left:
-        cli.main(arguments)
-    assert left.value.code == 2
-    assert complaint in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("error", "status", "said"),
-    [
-        (OptionError("that cannot be"), 1, "dspy-session: that cannot be\n"),
-        (OSError(28, "No space left on device"), 1, "No space left on device\n"),
-        (KeyboardInterrupt(), 130, ""),
-    ],
-)
-def test_an_error_is_one_line(
-    error: BaseException,
-    status: int,
-    said: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    def fail(*, max_turns: int | None) -> None:
-        raise error
-
-    monkeypatch.setattr(demo, "run_demo", fail)
-    assert cli.main(["demo"]) == status
-    captured = capsys.readouterr()
-    assert captured.err.endswith(said)
-    assert captured.err.count("\n") <= 1
 
 
 def test_a_reader_that_leaves_early(tmp_path: Path) -> None:

@@ -406,6 +406,35 @@ def test_X10_equal_inputs_stay_together_and_other_examples_are_alone() -> None:
     assert [len(part) for part in split(strange, sizes=(3, 1))] == [3, 1]
 
 
+def test_X10_a_history_tells_of_what_no_lineage_tells() -> None:
+    sessions = [
+        sessionify(dspy.Predict("passage, question -> answer"), exclude_fields={"passage"})
+        for _ in range(6)
+    ]
+    for number, session in enumerate(sessions):
+        for turn in range(4):
+            asked = {"passage": f"passage {turn}", "question": f"question {number}.{turn}"}
+            session.add_turn(asked, {"answer": f"answer {number}.{turn}"})
+    fork = sessions[0].fork(at=2)
+    fork.add_turn({"passage": "", "question": "question 0.x"}, {"answer": "elsewhere"})
+    examples = Session.merge_examples(*sessions, fork)
+    named = [dspy.Example(**e).with_inputs("passage", "question", "history") for e in examples]
+    plain = [dspy.Example(**example.without("passage")) for example in examples]
+    assert all(lineage(example) is None for example in plain + named)
+    for unknown in (plain, named):
+        for seed in range(10):
+            parts = split(unknown, fractions=(0.5, 0.5), seed=seed)
+            one, other = ({example.question.split(".")[0] for example in part} for part in parts)
+            assert not one & other
+            assert sum(map(len, parts)) == len(examples)
+    parts = split(named, fractions=(0.5, 0.5), by_content=False)
+    one, other = ({example.question.split(".")[0] for example in part} for part in parts)
+    assert one & other
+    first, second = told("a", "b").to_examples()
+    with pytest.raises(CallError, match="too few"):
+        split([first, dspy.Example(**second).with_inputs("question", "history")], sizes=(1, 1))
+
+
 def test_X10_small_talk_connects_only_by_content() -> None:
     sessions = [told("Hi", f"question {n}", f"more {n}") for n in range(6)]
     examples = Session.merge_examples(*sessions)

@@ -365,6 +365,8 @@ def test_X15_a_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert "<title>A title</title>" in path.read_text("utf-8")
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         session.to_html(tmp_path / "no" / "page.html")
+    with pytest.raises(IsADirectoryError, match=r"is a folder. Name a file in it\.$"):
+        session.to_html(tmp_path)
     assert [*tmp_path.iterdir()] == [path]
     assert session.state is before
 

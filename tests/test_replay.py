@@ -291,7 +291,7 @@ def test_X8_a_turn_that_fails_ends_the_replay_or_the_recorded_answer_stands_in()
     found = replay(failing, lm=lm, metric=by_length)
     assert [bool(turn.error) for turn in found.turns] == [False, True]
     assert found.missing == 1
-    assert "the model is out" in found.turns[1].error
+    assert found.turns[1].error == "LMUnexpectedError: the model is out"
     assert found.turns[1].replayed is None
     assert found.turns[1].replayed_score == 0.0
     assert "not reached" in str(found)
@@ -530,6 +530,10 @@ def test_X8_what_cannot_be_replayed_is_refused() -> None:
         replay(session, dspy.Predict("question -> history"))
     with pytest.raises(OptionError, match="num_threads"):
         replay_all([session], num_threads=0)
+    for alone in (session, session.state):
+        one: Any = alone
+        with pytest.raises(CallError, match="a list of conversations"):
+            replay_all(one)
     with pytest.raises(OptionError, match="name of its own"):
         compare_replays()
     reports = [replay_all(s, lm=scripted(), name=n) for s, n in (([session], "x"), ([], "y"))]

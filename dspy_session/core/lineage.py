@@ -14,7 +14,7 @@ This module does not know what an example is, nor how examples are split.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from itertools import pairwise
 from typing import Any, Final
 
@@ -26,7 +26,7 @@ from dspy_session.core.values import to_plain
 from dspy_session.core.window import Exchange
 from dspy_session.errors import FormatError, ValueCodecError
 
-__all__ = ["Lineage", "content_digest", "lineages"]
+__all__ = ["Lineage", "content_digest", "lineages", "origin_digests"]
 
 _DIGITS: Final = 32
 
@@ -182,15 +182,26 @@ def _origins(told: list[Turn], hidden: Set[str]) -> tuple[str, ...]:
     Names of fields do not count, and one thing said is enough: a copy that was made of chat
     messages has other names, and no reasoning.
     """
-    digests: dict[str | None, None] = {}
+    digests: dict[str, None] = {}
     for first in _firsts(told):
         inputs, outputs = (
             [value for name, value in fields.items() if name not in hidden]
             for fields in first.parts[:2]
         )
-        if inputs:
-            digests.update((content_digest([inputs, output]), None) for output in outputs)
-    return tuple(digest for digest in digests if digest is not None)
+        digests.update(dict.fromkeys(origin_digests(inputs, outputs)))
+    return tuple(digests)
+
+
+def origin_digests(inputs: Sequence[Any], outputs: Iterable[Any]) -> Iterator[str]:
+    """Yield the digests of one exchange as `Lineage.origins` has them; none if nothing came in.
+
+    Args:
+        inputs: The values of what came in.
+        outputs: The values of what was said to it.
+    """
+    if inputs:
+        digests = (content_digest([inputs, output]) for output in outputs)
+        yield from (digest for digest in digests if digest is not None)
 
 
 def _firsts(told: list[Turn]) -> Iterator[Exchange]:

@@ -12,7 +12,6 @@ The turns are a generator, for drivers that await and drivers that do not.
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, Final, Literal
 
@@ -266,7 +265,7 @@ def _verdict(
 
 
 def _told(error: Exception) -> str:
-    return "".join(traceback.format_exception_only(error)).strip()
+    return f"{type(error).__name__}: {error}".strip()  # without its module: tables are narrow
 
 
 def recorded_verdicts(conversation: Conversation) -> Iterator[Verdict | None]:

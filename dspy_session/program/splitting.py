@@ -10,7 +10,7 @@ from typing import Any, Final
 import dspy
 
 from dspy_session.core.grouping import allotted, connected
-from dspy_session.core.lineage import content_digest
+from dspy_session.core.lineage import content_digest, origin_digests
 from dspy_session.errors import CallError
 from dspy_session.program.turn_examples import lineage
 
@@ -31,8 +31,8 @@ def split(
 
     These stay together: examples of one session; of sessions that have a stored turn in common, or
     had, such as forks; of conversations whose first turn says the same, such as imported copies;
-    examples with equal inputs. An example that was not made of a turn is alone, unless its inputs
-    are another's.
+    examples with equal inputs. An example that knows no turn, because it was made by hand or copied
+    field by field, is alone, unless its inputs are another's, or the first message of its history.
 
     Parts are as near to their sizes as that allows, and none is empty: look at their lengths.
 
@@ -134,12 +134,29 @@ def _keys(examples: Sequence[dspy.Example], by_content: bool) -> Iterator[list[H
             keys += [("session", known.session_id)] * (known.session_id is not None)
             keys += [("origin", origin) for origin in known.origins if by_content]
             paths[id(known.path)] = known.path
+        elif by_content:
+            keys += [("origin", origin) for origin in _origins(example)]
         if by_content:
             digest = content_digest(_asked(example))
             keys += [("asked", digest)] * (digest is not None)
         yield keys
     for path in paths.values():
         yield [("turn", turn) for turn in path]
+
+
+def _origins(example: dspy.Example) -> Iterator[str]:
+    """What an example that knows no turn shows of how its conversation began.
+
+    Of the inputs each counts by itself, too, for a history may leave some of them out.
+    """
+    past = {name: one for name, one in example.items() if isinstance(one, dspy.History)}
+    for name, history in past.items():
+        first = dict((history.messages or [example.without(name)])[0].items())
+        asked = getattr(example, "_input_keys", None) or [*first][:1]
+        inputs = [value for field, value in first.items() if field in asked]
+        outputs = [value for field, value in first.items() if field not in asked]
+        for said in (inputs, *([one] for one in inputs)):
+            yield from origin_digests(said, outputs)
 
 
 def _asked(example: dspy.Example) -> dict[str, Any]:

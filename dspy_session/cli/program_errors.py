@@ -1,0 +1,68 @@
+"""What models, adapters and programs complain of, in one line that says what to do."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import dspy
+from dspy.utils.exceptions import (
+    AdapterParseError,
+    ContextWindowExceededError,
+    LMAuthError,
+    LMInvalidRequestError,
+    LMTransportError,
+)
+
+from dspy_session.errors import OptionError
+from dspy_session.pictures.values import shortened, unbroken
+
+__all__ = ["EXAMPLE", "MODEL", "NO_MODEL", "explained", "first_paragraph"]
+
+MODEL: Final = "DSPY_SESSION_MODEL"
+"""The variable of the environment with the model of programs that are given none."""
+EXAMPLE: Final = "openai/gpt-4o-mini"
+"""A model."""
+NO_MODEL: Final = (
+    f"No model is configured. Give one, such as --model {EXAMPLE}, or set {MODEL}; its provider's "
+    "key is taken from the environment, such as OPENAI_API_KEY. --scripted needs neither."
+)
+"""What to do where there is no model."""
+
+_LONGEST: Final = 300  # characters of somebody else's error
+_NO_LM: Final = "No LM is loaded."  # how DSPy begins to say it
+
+
+def explained(error: BaseException) -> str:
+    """Return what went wrong with a turn as one line, with what to do about it.
+
+    Args:
+        error: An error of a model, an adapter, a program, or a session.
+    """
+    if str(error).startswith(_NO_LM):
+        return NO_MODEL
+    for kinds, hint in _HINTS:
+        if isinstance(error, kinds):
+            said = first_paragraph(error)
+            return f"{said}{'' if said[-1:] in '.!?…' else '.'} {hint}"
+    return first_paragraph(error)
+
+
+_HINTS: Final = (
+    (LMAuthError, "Check the provider's key in the environment, such as OPENAI_API_KEY."),
+    (ContextWindowExceededError, "The conversation is too long for this model."),
+    (LMInvalidRequestError, f"Check the model: --model provider/name, such as {EXAMPLE}."),
+    (AdapterParseError, "A chat with --no-stream lets DSPy ask again in another format."),
+    (LMTransportError, "Check the network, and --api-base if you gave one."),
+)
+
+
+def first_paragraph(error: BaseException) -> str:
+    """Return the first paragraph of an error, as one line; DSPy's have long ones after it.
+
+    Args:
+        error: Any error.
+    """
+    text = str(error).strip().partition("\n\n")[0]
+    line = shortened(unbroken(text), _LONGEST)
+    known = isinstance(error, dspy.LMError | OptionError) and not line.endswith("]")  # a name alone
+    return line if known and line else f"{type(error).__name__}{': ' if line else ''}{line}"

@@ -1,0 +1,193 @@
+"""`dspy-session chat` with a real `dspy.LM` over HTTP: answers, and all that can go wrong."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import dspy
+import pytest
+
+from tests.chats import Commands, opened, stored
+from tests.loopback import (
+    CONTEXT_WINDOW_EXCEEDED,
+    NOT_JSON,
+    SERVER_ERROR,
+    Answer,
+    Body,
+    Completion,
+    Failure,
+    LoopbackServer,
+)
+from tests.streams import agent_answers, say
+
+WRONG_KEY = Failure(401, "Incorrect API key provided.", "invalid_api_key")
+WRONG_MODEL = Failure(404, "The model `scripted` does not exist.", "model_not_found")
+
+
+@pytest.fixture
+def cli(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Commands]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DSPY_SESSION_MODEL", raising=False)
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # before DSPy asks again
+    before = dspy.settings.copy()
+    yield Commands(monkeypatch, capsys)
+    assert dspy.settings.copy() == before
+
+
+def options(server: LoopbackServer) -> list[str]:
+    return ["--model", "openai/scripted", "--api-base", server.url]
+
+
+def failing_on(word: str, failure: Completion | Failure) -> Answer:
+    """A server that fails for questions with this word, and else answers."""
+
+    def answer(body: Body) -> str | Completion | Failure:
+        return failure if word in body["messages"][-1]["content"] else say(body)
+
+    return answer
+
+
+def test_a_model_is_asked_with_the_conversation_and_its_settings(cli: Commands) -> None:
+    with LoopbackServer(say) as server:
+        ended = cli.chat("Hi", "Ho", options=[*options(server), "--temperature", "0.3"])
+    assert ended == (0, "the answer to Hi\nthe answer to Ho\n", "")
+    assert [len(request.messages) for request in server.received] == [2, 4]
+    assert {request.body["temperature"] for request in server.received} == {0.3}
+    assert all(request.body["stream"] for request in server.received)
+
+
+def test_a_pipe_has_the_answer_without_the_reasoning(cli: Commands) -> None:
+    with LoopbackServer(say) as server:
+        given = [*options(server), "--reasoning"]
+        assert cli.chat("Hi", options=given).out == "the answer to Hi\n"
+        assert cli.chat("Ho", options=[*given, "--no-stream"]).out == "the answer to Ho\n"
+        assert cli.typed("He", options=given).lines[3:] == [
+            "> reasoning: the reasoning to He",
+            "the answer to He",
+            "> ",
+        ]
+    with opened() as manager:
+        assert list(manager.turns("chat")[0].outputs) == ["reasoning", "answer"]
+
+
+def test_the_model_of_the_environment(cli: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    with LoopbackServer(say) as server:
+        monkeypatch.setenv("DSPY_SESSION_MODEL", "openai/named-there")
+        cli.chat("Hi", options=["--api-base", server.url])
+    assert [request.model for request in server.received] == ["named-there"]
+
+
+def test_a_question_that_was_taken_back_is_asked_anew(cli: Commands) -> None:
+    with LoopbackServer(say) as server:
+        cli.chat("Hi", "/undo", "Hi", options=options(server))
+    assert len(server.received) == 2  # and not one, with the other from DSPy's cache
+
+
+@pytest.mark.parametrize(
+    ("failure", "said"),
+    [
+        (WRONG_KEY, "Incorrect API key provided. Check the provider's key in the environment"),
+        (WRONG_MODEL, "does not exist. Check the model: --model provider/name"),
+        (SERVER_ERROR, "The server had an error"),
+        (NOT_JSON, "Engine stream ended without a completion"),
+        (CONTEXT_WINDOW_EXCEEDED, "The conversation is too long for this model."),
+        (Completion("[[ ## answer ## ]]\nOne two three", cut_after=5), "connection closed"),
+        (Completion("I keep to no format."), "--no-stream lets DSPy ask again"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else type(value).__name__,
+)
+def test_a_failing_model_is_one_line_and_the_chat_goes_on(
+    failure: Completion | Failure, said: str, cli: Commands
+) -> None:
+    with LoopbackServer(failing_on("wrong", failure)) as server:
+        ended = cli.chat("Hi", "This goes wrong.", "Ho", options=options(server))
+    assert ended.status == 1
+    assert ended.err.count("\n") == 1
+    assert ended.err.startswith("dspy-session: ")
+    assert said in ended.err
+    assert (ended.lines[0], ended.lines[-1]) == ("the answer to Hi", "the answer to Ho")
+    assert [question for question, _ in stored()] == ["Hi", "Ho"]
+
+
+def test_no_network(cli: Commands) -> None:
+    ended = cli.chat("Hi", options=["--model", "openai/x", "--api-base", "http://127.0.0.1:9/v1"])
+    assert (ended.status, ended.out, ended.err.count("\n")) == (1, "", 1)
+    assert "failed to connect to 127.0.0.1:9" in ended.err
+    assert "Check the network" in ended.err
+    assert stored() == []
+
+
+def test_no_key(cli: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")
+    ended = cli.chat("Hi", options=["--model", "openai/x"])
+    assert (ended.status, ended.err.count("\n")) == (1, 1)
+    assert "Set OPENAI_API_KEY in the environment" in ended.err
+    assert stored() == []
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        (["--model", "openai/x", "--scripted"], "Give either --model or --scripted."),
+        (["--api-base", "http://127.0.0.1:9/v1"], "--api-base is for a model: give --model, too."),
+        (["--temperature", "1"], "--temperature is for a model"),
+    ],
+)
+def test_options_that_do_not_go_together(given: list[str], complaint: str, cli: Commands) -> None:
+    ended = cli.chat("Hi", options=given)
+    assert (ended.status, ended.err.count("\n")) == (2, 1)
+    assert complaint in ended.err
+
+
+def test_without_streaming_dspy_may_ask_again_in_another_format(cli: Commands) -> None:
+    def answer(body: Body) -> str:
+        return '{"answer": "So."}' if "JSON object" in str(body["messages"]) else "So."
+
+    with LoopbackServer(answer) as server:
+        ended = cli.chat("Hi", options=[*options(server), "--no-stream"])
+    assert (ended.status, ended.out) == (0, "So.\n")
+    assert stored() == [("Hi", "So.")]
+
+
+AGENT = """
+import dspy
+
+from tests.streams import look_up
+
+agent = dspy.ReAct("question -> answer", tools=[look_up])
+"""
+
+
+def test_the_steps_of_an_agent_show_to_a_person(cli: Commands) -> None:
+    name = f"agent_{id(cli)}"
+    Path(f"{name}.py").write_text(AGENT)
+    with LoopbackServer(agent_answers) as server:
+        given = [*options(server), "--program", f"{name}:agent"]
+        seen = cli.typed("Which colour?", options=given)
+        assert cli.chat("Which colour?", options=given).out == "Blue.\n"
+    assert [line.removeprefix("> ") for line in seen.lines[1:7]] == [
+        "next_thought: I look for fjord.",
+        "look_up: fjord",
+        "next_thought: I look for nothing.",
+        "look_up: nothing",
+        "next_thought: Enough.",
+        "reasoning: It says so.",
+    ]
+    assert seen.lines[7] == "Blue."
+
+
+def test_what_another_chat_adds_during_a_turn_stands_before_it(cli: Commands) -> None:
+    def answer(body: Body) -> str:
+        if "Slow" in body["messages"][-1]["content"]:
+            with opened() as manager:
+                turn = {"question": "Quick"}, {"answer": "From elsewhere."}
+                manager.load_session("chat").add_turn(*turn)
+        return say(body)
+
+    with LoopbackServer(answer) as server:
+        ended = cli.chat("Hi", "Slow", options=options(server))
+    assert ended.status == 0
+    assert "(1 turn came from elsewhere before this one.)" in ended.err
+    assert [question for question, _ in stored()] == ["Hi", "Quick", "Slow"]
