@@ -77,8 +77,7 @@ def write_whole(path: AnyPath, data: bytes, otherwise: str = "") -> None:
         )
     if target.is_dir():
         raise IsADirectoryError(
-            f"Cannot save to {os.fspath(path)!r}: it is a folder. "
-            f"Name a file in it{otherwise}."
+            f"Cannot save to {os.fspath(path)!r}: it is a folder. Name a file in it{otherwise}."
         )
     _replace(target, data)
 

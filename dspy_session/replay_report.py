@@ -307,7 +307,7 @@ def summary_of(before: ReplayTotals, after: ReplayTotals, better: str | None) ->
         f"time {before.duration:.1f} s -> {after.duration:.1f} s",
     ]
     if before.cost is not None or after.cost is not None:
-        parts.append(f"cost ${before.cost or 0:.4f} -> ${after.cost or 0:.4f}")
+        parts.append(f"cost {_money(before.cost)} -> {_money(after.cost)}")
     lines = [", ".join(parts)]
     if after.failed:
         lines.append(f"failed: {after.failed} of {after.turns} turns")
@@ -315,6 +315,10 @@ def summary_of(before: ReplayTotals, after: ReplayTotals, better: str | None) ->
         score = f"{number_text(before.score)} -> {number_text(after.score)}"
         lines.append(f"better: {better} (score {score})")
     return lines
+
+
+def _money(cost: float | None) -> str:
+    return "unknown" if cost is None else f"${cost:.4f}"  # nobody said, which is not nothing
 
 
 def _turn_dict(turn: ReplayedTurn, hidden: frozenset[str]) -> dict[str, Any]:

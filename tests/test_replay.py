@@ -29,6 +29,7 @@ from dspy_session import (
     sessionify,
 )
 from dspy_session.core import undo, write
+from dspy_session.replay_report import ReplayTotals, summary_of
 from dspy_session.testing import Prompt, ScriptedLM, requested_fields
 from tests.talk import QA, ask, asked, echo, past, qa_session, scripted
 
@@ -291,7 +292,7 @@ def test_X8_a_turn_that_fails_ends_the_replay_or_the_recorded_answer_stands_in()
     found = replay(failing, lm=lm, metric=by_length)
     assert [bool(turn.error) for turn in found.turns] == [False, True]
     assert found.missing == 1
-    assert found.turns[1].error == "LMUnexpectedError: the model is out"
+    assert found.turns[1].error == "LMUnexpectedError: [scripted] the model is out"
     assert found.turns[1].replayed is None
     assert found.turns[1].replayed_score == 0.0
     assert "not reached" in str(found)
@@ -387,6 +388,10 @@ def test_X8_both_sides_are_summed_up() -> None:
     assert found.recorded.tokens == words
     assert found.replayed.tokens > 0
     assert found.recorded.cost is None
+    assert "cost" not in str(found)
+    paid, free = ReplayTotals(cost=0.25), ReplayTotals(cost=0.0)
+    assert "cost $0.2500 -> $0.0000" in summary_of(paid, free, None)[0]
+    assert "cost $0.2500 -> unknown" in summary_of(paid, ReplayTotals(), None)[0]
 
 
 # --- what is read ---------------------------------------------------------------------------------

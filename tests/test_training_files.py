@@ -354,6 +354,37 @@ def test_X10_turns_that_are_not_good_enough_weigh_nothing() -> None:
     assert list(sharegpt_jsonl(session, min_score=2.0)) == []
 
 
+def test_X10_what_no_text_says_is_in_no_file_of_text() -> None:
+    picture = dspy.Image("data:image/png;base64,aGk=")
+
+    def shown(signature: str, **inputs: Any) -> Session:
+        session = sessionify(dspy.Predict(signature))
+        session.add_turn(dict.fromkeys(inputs, "text"), {"answer": "a"})
+        session.add_turn(inputs, {"answer": "b"})
+        session.add_turn(dict.fromkeys(inputs, "text"), {"answer": "c"})
+        session.score(lambda example, prediction: 1.0)
+        return session
+
+    for session in (
+        shown("question, picture: dspy.Image | str -> answer", question="What?", picture=picture),
+        shown("pictures: list[dspy.Image] | str -> answer", pictures=[picture]),
+    ):
+        for function in (finetuning_jsonl, sharegpt_jsonl):
+            (line,) = function(session)
+            (messages,) = from_jsonl([line])
+            assert [message["content"] for message in messages][1::2] == ["a"]
+        again = session.fork(at=1)
+        again.add_turn(session.turns[1].inputs, {"answer": "worse"})
+        again.add_turn(session.turns[2].inputs, {"answer": "worse"})
+        again.score(lambda example, prediction: 0.0)
+        after = session.fork(at=2)
+        after.add_turn(session.turns[2].inputs, {"answer": "worse"})
+        after.score(lambda example, prediction: 0.0)
+        pairs = preference_pairs(session, again, after)
+        assert answers(pairs) == [("b", "worse"), ("c", "worse")]
+        assert list(preferences_jsonl(pairs)) == []
+
+
 def test_X10_what_forks_share_is_taught_once() -> None:
     session = asked("a", "b")
     fork = session.fork(at=1)

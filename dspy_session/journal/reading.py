@@ -201,8 +201,8 @@ class Reading:
         before = NOTHING_BESIDE
         if nodes[0].depth == first and (own := row().own) is not None and own.before is not None:
             before = self._beside(own.before, before)
-        turns, _, _ = self.turns(nodes, before, nodes[0].depth)
-        return tuple(turns)[begin - nodes[0].depth :]
+        turns, _ = self._read(nodes, self._rows(nodes), before, nodes[0].depth, vector)
+        return tuple(turns[begin - nodes[0].depth :])
 
     def _based(self, nodes: list[Node], first: int) -> list[Node]:
         """Nodes, and those before them without which it is not known what stands beside them."""
@@ -253,24 +253,45 @@ class Reading:
             FormatError: A node is damaged.
         """
         rows = self._rows(nodes)
+        turns, log = self._read(nodes, rows, before, first, log_of)
+        marks = [
+            Mark(
+                node.key,
+                node.key if row.like is None else row.like,
+                node.digest,
+                node.total,
+                node.base,
+            )
+            for node, row in zip(nodes, rows, strict=True)
+        ]
+        return vector(turns), log, vector(marks)
+
+    def _read(
+        self,
+        nodes: Sequence[Node],
+        rows: Sequence[StoredTurn],
+        before: Beside,
+        first: int,
+        log_of: Callable[[list[Exchange]], PVector[Exchange]],
+    ) -> tuple[list[Turn], PVector[Exchange]]:
         known = self._known(nodes, rows)
         exchanges = self.exchanges(nodes, rows)
         log = log_of(exchanges)
         seen = Seen(self, nodes, rows, log, first)
         beside = before
-        turns, marks = [], []
+        turns = []
         for node, row, exchange, there in zip(nodes, rows, exchanges, known, strict=True):
             try:
                 if node.base == node.depth:
                     beside = NOTHING_BESIDE
-                began = self._next_beside(row.before, beside)
-                beside = self._next_beside(row.beside, began)
+                began = beside if row.before is None else self._beside(row.before, beside)
+                beside = began if row.beside is None else self._beside(row.beside, began)
                 turn = there or Turn(
                     index=node.depth,
                     exchange=exchange,
                     window=seen.window(node, row),
-                    run=run_of(row),
-                    score=number_from_wire(row.score),
+                    run=row.run or run_of(row),
+                    score=None if row.score is None else number_from_wire(row.score),
                     feedback=row.feedback,
                     before=began,
                     beside=beside,
@@ -280,10 +301,8 @@ class Reading:
             except (SessionError, ValueError, TypeError, LookupError) as error:
                 raise damaged(node.depth, error) from error
             turns.append(turn)
-            content = node.key if row.like is None else row.like
-            marks.append(Mark(node.key, content, node.digest, node.total, node.base))
         self._batches.append((nodes, turns))
-        return vector(turns), log, vector(marks)
+        return turns, log
 
     def _known(self, nodes: Sequence[Node], rows: Sequence[StoredTurn]) -> list[Turn | None]:
         """The turns that were read or written already, but for what was erased meanwhile."""
@@ -453,9 +472,6 @@ class Reading:
         return Exchange.owning(*(fields_from_wire(part, where, "field", codecs) for part in parts))
 
     # --- what stands beside -----------------------------------------------------------------------
-
-    def _next_beside(self, row: StoredBeside | None, base: Beside) -> Beside:
-        return base if row is None else self._beside(row, base)
 
     def _beside(self, row: StoredBeside, base: Beside) -> Beside:
         if row.whole:

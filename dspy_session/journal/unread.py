@@ -212,9 +212,7 @@ class Seen:
             offset, epoch = start, Epoch()
         elif stop > node.depth:
             raise FormatError(f"it saw turn {stop}, which came later")
-        return Window(
-            seed=seed, log=log, offset=offset, start=start, stop=stop, epoch=epoch, view=view
-        )
+        return Window(seed, log, offset, start, stop, epoch, view)  # by position: that is faster
 
 
 def _sees_its_own(node: Node, row: StoredTurn) -> bool:

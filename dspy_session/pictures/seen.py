@@ -5,19 +5,21 @@ What a call saw is told by reference, for told in full it would be quadratic in 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import chain, repeat
+import functools
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice, pairwise, repeat, takewhile, zip_longest
 from typing import Any
 
 import msgspec
 
 from dspy_session.core.data import Data
 from dspy_session.core.state import SessionState
-from dspy_session.core.vectors import stretch
+from dspy_session.core.vectors import differing, stretch
 from dspy_session.core.window import Exchange, Window
 from dspy_session.pictures.nodes import Branch, TreeTurn
 
-__all__ = ["Change", "Seen", "changes", "seen_by"]
+__all__ = ["Change", "Seen", "Sight", "changes"]
 
 
 class Seen(msgspec.Struct, frozen=True, eq=False):
@@ -39,71 +41,121 @@ class Seen(msgspec.Struct, frozen=True, eq=False):
     hidden: tuple[str, ...]
 
 
-def seen_by(shown: TreeTurn, branches: Sequence[Branch]) -> Seen:
-    """Return what the call of a turn saw.
+class Sight:
+    """What the calls of the turns of one tree saw.
 
-    Args:
-        shown: The turn.
-        branches: The branches of its tree.
+    What differs between a window and its conversation is found by what their vectors share, and the
+    rest of what has to be known of a conversation is found once: each turn costs the same.
     """
-    window, path = shown.turn.window, shown.path
-    same, gone = list[int](), list[tuple[int, Exchange]]()
-    stored = stretch(path.log, max(0, window.start - path.first), window.stop - path.first)
-    held = chain[Exchange | None](repeat(None, max(0, path.first - window.start)), stored)
-    then = stretch(window.log, window.start - window.offset, window.stop - window.offset)
-    for at, (exchange, now) in enumerate(zip(then, held, strict=False), window.start):
-        if exchange.erased:
-            continue
-        if exchange is now:
-            same.append(at)
-        else:
-            gone.append((at, exchange))
-    return Seen(
-        seed=window.seed,
-        stretches=tuple(
-            (_ancestor(shown, start, branches), _ancestor(shown, end, branches))
-            for start, end in _unbroken(same)
-        ),
-        count=len(same),
-        gone=tuple(gone),
-        hidden=tuple(sorted(_hidden(window, path, same, gone))),
-    )
+
+    def __init__(self, branches: Sequence[Branch]) -> None:
+        """Look at the turns of a tree.
+
+        Args:
+            branches: Its branches.
+        """
+        self._branches = branches
+        self._logs: dict[int, _Log] = {}
+
+    def of(self, shown: TreeTurn) -> Seen:
+        """Return what the call of a turn saw.
+
+        Args:
+            shown: The turn.
+        """
+        window, path = shown.turn.window, shown.path
+        log = self._logs.setdefault(id(path), _Log(path))
+        other = _other(window, path)
+        then = ((at, window.log[at - window.offset]) for at in other)
+        gone = tuple((at, exchange) for at, exchange in then if not exchange.erased)
+        passed = sorted({*other, *log.erased_in(window.start, window.stop)})
+        return Seen(
+            seed=window.seed,
+            stretches=tuple(
+                (self._ancestor(shown, first), self._ancestor(shown, last))
+                for first, last in _between(window.start, window.stop, passed)
+            ),
+            count=window.stop - window.start - len(passed),
+            gone=gone,
+            hidden=tuple(sorted(_hidden(window, log, passed, gone))),
+        )
+
+    def _ancestor(self, shown: TreeTurn, index: int) -> TreeTurn:
+        """The turn of an index on the way to this one."""
+        branch = self._branches[shown.branch]
+        while index < branch.turns[0].turn.index and branch.after is not None:
+            after = branch.after
+            branch = next(
+                b for b in self._branches if b.turns[0].number <= after <= b.turns[-1].number
+            )
+        return branch.turns[index - branch.turns[0].turn.index]
+
+
+_Shape = tuple[tuple[str, ...], tuple[str, ...]]
+
+
+class _Log:
+    """Where a conversation has exchanges of which shape, and erased ones; looked up when asked."""
+
+    def __init__(self, path: SessionState) -> None:
+        self._path = path
+
+    @functools.cached_property
+    def _places(self) -> dict[_Shape | None, list[int]]:
+        places: dict[_Shape | None, list[int]] = {None: []}
+        for at, exchange in enumerate(self._path.log, self._path.first):
+            places.setdefault(None if exchange.erased else exchange.shape, []).append(at)
+        return places
+
+    def erased_in(self, start: int, stop: int) -> list[int]:
+        """The positions of erased exchanges from one position up to another."""
+        erased = self._places[None]
+        return erased[bisect_left(erased, start) : bisect_left(erased, stop)]
+
+    def shapes_in(self, start: int, stop: int, passed: Sequence[int]) -> Iterator[_Shape]:
+        """The shapes of the exchanges there, without those at some positions."""
+        over = frozenset(passed)
+        for shape, places in self._places.items():
+            there = takewhile(
+                lambda at: at < stop, islice(places, bisect_left(places, start), None)
+            )
+            if shape is not None and not over.issuperset(there):
+                yield shape
+
+
+def _other(window: Window, path: SessionState) -> list[int]:
+    """The positions at which a window shows something else than the conversation has now."""
+    first, start, stop = path.first, window.start, window.stop
+    if window.offset == first:
+        end = min(stop, first + len(path.log))
+        found = (at + first for at in differing(window.log, path.log, end - first))
+        return [*(at for at in found if at >= start), *range(max(start, end), stop)]
+    stored = stretch(path.log, max(0, start - first), stop - first)
+    held = chain[Exchange | None](repeat(None, max(0, first - start)), stored)
+    then = stretch(window.log, start - window.offset, stop - window.offset)
+    both = enumerate(zip_longest(then, islice(held, stop - start)), start)
+    return [at for at, (exchange, now) in both if exchange is not now]
 
 
 def _hidden(
-    window: Window,
-    path: SessionState,
-    same: Sequence[int],
-    gone: Sequence[tuple[int, Exchange]],
+    window: Window, log: _Log, passed: Sequence[int], gone: Sequence[tuple[int, Exchange]]
 ) -> set[str]:
     """The names of the fields, of what is in a window, that it does not show."""
     view = window.view
-    shapes = {path.log[at - path.first].shape for at in same} | {each.shape for _, each in gone}
+    if not view.exclude and view.inputs is None:
+        return set()
+    shapes = {*log.shapes_in(window.start, window.stop, passed), *(each.shape for _, each in gone)}
     hidden = {name for shape in shapes for names in shape for name in names if name in view.exclude}
     if view.inputs is not None:
         hidden.update(name for inputs, _ in shapes for name in inputs if name not in view.inputs)
     return hidden
 
 
-def _unbroken(numbers: Sequence[int]) -> list[tuple[int, int]]:
-    """The first and the last of each unbroken stretch of ascending numbers."""
-    found: list[tuple[int, int]] = []
-    for at in numbers:
-        if found and found[-1][1] == at - 1:
-            found[-1] = found[-1][0], at
-        else:
-            found.append((at, at))
-    return found
-
-
-def _ancestor(shown: TreeTurn, index: int, branches: Sequence[Branch]) -> TreeTurn:
-    """The turn of an index on the way to this one."""
-    branch = branches[shown.branch]
-    while index < branch.turns[0].turn.index and branch.after is not None:
-        branch = next(
-            b for b in branches if b.turns[0].number <= branch.after <= b.turns[-1].number
-        )
-    return branch.turns[index - branch.turns[0].turn.index]
+def _between(start: int, stop: int, passed: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """The first and the last of each unbroken stretch of positions, without those passed over."""
+    for before, after in pairwise((start - 1, *passed, stop)):
+        if before + 1 < after:
+            yield before + 1, after - 1
 
 
 class Change(msgspec.Struct, frozen=True):

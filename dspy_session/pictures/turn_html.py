@@ -14,7 +14,7 @@ from dspy_session.pictures.figures import counted, moment, money, seconds, token
 from dspy_session.pictures.labels import marks
 from dspy_session.pictures.markup import Html, element, joined_html, listed
 from dspy_session.pictures.nodes import TreeTurn
-from dspy_session.pictures.seen import Change, Seen, changes, seen_by
+from dspy_session.pictures.seen import Change, Seen, Sight, changes
 from dspy_session.pictures.value_html import MOST_ENTRIES, fields_html, missing, value_html
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class TurnDrawing:
         self.tree, self.shown, self.room, self.links = tree, frozenset(shown), room, links
         self.by_number = {turn.number: turn for turn in tree.turns}
         self.elsewhere: dict[int, Elsewhere] = {}
+        self._sight = Sight(tree.branches)
         self._seeds = {id(s.state.seed) for s in tree.sessions}
         self._seeds |= {id(seed) for turn in tree.turns for seed in turn.summaries}
 
@@ -132,7 +133,7 @@ class TurnDrawing:
             yield "tool calls wait", "Tool calls that wait for approval", calls
         for name, value in details.items():
             yield name, name, value_html(value, self.room)
-        yield self._seen(seen_by(shown, self.tree.branches))
+        yield self._seen(self._sight.of(shown))
         parent = None if shown.parent is None else self.by_number[shown.parent].turn
         began = shown.path.before.data if parent is None else parent.data
         between, own = changes(began, turn.data_before), changes(turn.data_before, turn.data)

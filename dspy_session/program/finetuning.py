@@ -6,6 +6,7 @@ Rules:
   OpenAI's form the other turns stay, for what was said later builds on them: their messages of the
   assistant have `"weight": 0`.
 - A turn that several conversations share, such as a fork and what it came from, is taught once.
+- A conversation ends before the first turn with a picture, a sound or a file: in text they are not.
 - Only what the form knows is written: no timestamps, no other keys of imported messages, and
   nothing that waits for an answer.
 """
@@ -28,6 +29,7 @@ from dspy_session.core.state import SessionState
 from dspy_session.core.turn import Turn
 from dspy_session.errors import CallError
 from dspy_session.program.anatomy import walk
+from dspy_session.program.markers import has_blocks
 
 __all__ = [
     "Source",
@@ -155,9 +157,10 @@ def sharegpt_lines(sources: Iterable[Source], wanted: Wanted) -> Iterator[str]:
 
 def _told(source: Source) -> tuple[list[Message], list[tuple[Turn, list[Message]]]]:
     opening, told = messages_by_turn(source.state, source.fields, source.options.redact_fields)
+    in_text = takewhile(lambda each: not has_blocks(each[0].exchange.parts[:2]), told)
     return (
         [plain_message(message) for message in opening],
-        [(turn, [plain_message(message) for message in said]) for turn, said in told],
+        [(turn, [plain_message(message) for message in said]) for turn, said in in_text],
     )
 
 

@@ -21,7 +21,7 @@ from dspy.adapters.utils import serialize_for_json
 
 from dspy_session.program.record_kinds import kind_of
 
-__all__ = ["MarkedText", "has_marker", "keep_text", "marked_text"]
+__all__ = ["MarkedText", "has_blocks", "has_marker", "keep_text", "marked_text"]
 
 _START: Final = CUSTOM_TYPE_START_IDENTIFIER
 _END: Final = CUSTOM_TYPE_END_IDENTIFIER
@@ -52,6 +52,15 @@ def marked_text(text: str, values: Any) -> str:
 def has_marker(text: str) -> bool:
     """Whether there is anything in a text that DSPy would take for a value of one of its types."""
     return _START in text
+
+
+def has_blocks(value: Any) -> bool:
+    """Whether there is anything in a value that text cannot say, such as a picture.
+
+    Args:
+        value: Any value, or a collection of them.
+    """
+    return any(True for _ in _marks(value))
 
 
 def keep_text(

@@ -20,6 +20,7 @@ from dspy_session.core.window import Exchange, View, Window
 from dspy_session.errors import CallError
 from dspy_session.program.examples import example_of
 from dspy_session.program.finetuning import Source, plain_message
+from dspy_session.program.markers import has_blocks
 
 __all__ = ["PreferencePair", "pairs_of", "preferences_jsonl"]
 
@@ -199,8 +200,9 @@ def _seen(window: Window) -> Iterator[Exchange]:
 def preferences_jsonl(pairs: Iterable[PreferencePair]) -> Iterator[str]:
     r"""Yield a line of JSON for each pair, as OpenAI's preference tuning (DPO) reads it.
 
-    A pair whose two texts are the same is left out, and one of which a redacted field leaves no
-    question or answer. Tool calls are not among the messages: of two answers they may differ.
+    A pair whose two texts are the same is left out, one of which a redacted field leaves no
+    question or answer, and one with a picture, a sound or a file. Tool calls are not among the
+    messages: of two answers they may differ.
 
     Args:
         pairs: What `preference_pairs` returned.
@@ -228,6 +230,8 @@ def preferences_jsonl(pairs: Iterable[PreferencePair]) -> Iterator[str]:
         texts = pair.chosen_text, pair.rejected_text
         asked = [message["content"] for message in pair.prompt[-1:]]
         if texts[0] == texts[1] or not all(texts) or REDACTED in (*texts, *asked):
+            continue
+        if has_blocks([pair.chosen, pair.rejected]):
             continue
         written = pair.to_dict()
         record = {
