@@ -220,6 +220,7 @@ class SessionManager(Maintaining):
             SessionExistsError: There is a session of that id, and `branch_from` is given.
             SessionNotFoundError: There is none to branch from.
             TurnIndexError: There is no such turn.
+            FormatError: A turn that it would begin with is damaged; those from `at` on may be.
             OptionError: As for `open`.
             StoreError: As for `open`.
         """
@@ -235,12 +236,12 @@ class SessionManager(Maintaining):
         recipe = self._recipe(keywords)
         bind = self._binding(recipe.options, on_conflict, autosave)
         while True:
-            source = self._loaded(branch_from, recipe)
+            ref, newest = self._archive.ref(branch_from), self._newest(recipe.options)
+            source = self._archive.read(ref, newest, until=at)
             state = source.state
             if at is not None and (type(at) is not int or at != state.stop):
                 state = rewind(state, at, redoable=False)
             try:
-                newest = self._newest(recipe.options)
                 held = self._archive.fork(source, session_id, recipe.changed(state), newest)
             except ConflictError:  # the other was written meanwhile, or is gone, or is damaged
                 if self._archive.ref(branch_from).version == source.ref.version:

@@ -151,6 +151,15 @@ def test_without_streaming_dspy_may_ask_again_in_another_format(cli: Commands) -
     assert stored() == [("Hi", "So.")]
 
 
+def test_a_model_that_keeps_to_no_format_at_all(cli: Commands) -> None:
+    with LoopbackServer(lambda body: "So.") as server:
+        ended = cli.chat("Hi", options=[*options(server), "--no-stream"])
+    assert (ended.status, ended.out, ended.err.count("\n")) == (1, "", 1)
+    assert "--no-stream" not in ended.err
+    assert ended.err.endswith("this one does not keep to the format.\n")
+    assert stored() == []
+
+
 AGENT = """
 import dspy
 

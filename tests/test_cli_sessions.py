@@ -305,6 +305,17 @@ def test_a_fork_of_what_is_damaged_later(run: Commands, store: Path) -> None:
     assert run.document("show", "saved")["turn_count"] == 1
 
 
+def test_a_fork_before_the_newest_turn_which_is_damaged(run: Commands, store: Path) -> None:
+    whole = run.document("show", "ada")["turns"]
+    damage(store, len(whole) - 1)
+    before = ids(run)
+    for option in ([], ["--at", str(len(whole))]):
+        assert run("fork", "ada", "saved", *option).complained("fork the session before it")
+    assert ids(run) == before
+    run.good("fork", "ada", "saved", "--at", str(len(whole) - 1))
+    assert run.document("show", "saved")["turns"] == whole[:-1]
+
+
 # export, import
 
 

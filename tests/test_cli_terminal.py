@@ -183,6 +183,21 @@ def test_a_narrow_terminal(
         assert re.search(r"My\s+name\s+is\s+Ada\.", said)
 
 
+@pytest.mark.parametrize("columns", ["0", "00", ""])
+def test_a_terminal_that_does_not_know_its_width(
+    columns: str,
+    store: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = Commands(capsys, store)
+    monkeypatch.delenv("COLUMNS", raising=False)
+    for arguments in (["list"], ["show", "ada"], ["tree", "ada"], ["--help"]):
+        whole = run.good(*arguments)
+        monkeypatch.setenv("COLUMNS", columns)
+        assert run.good(*arguments) == whole != ""
+
+
 def test_control_c(store: str) -> None:
     running = subprocess.Popen(
         [sys.executable, "-c", _WAITS, store],

@@ -167,6 +167,33 @@ def test_a_fork_before_a_damaged_turn_can_be_read() -> None:
     assert not verify(archive, "chat").ok
 
 
+@pytest.mark.parametrize("newest", [None, 1])
+def test_a_fork_before_the_newest_turn_which_is_damaged(newest: int | None) -> None:
+    store, archive, held = conversation()
+    damage(store, "chat", 19)
+    damage(store, "chat", 12)
+    for at in (12, 5, 0):
+        source = archive.read(archive.ref("chat"), newest, until=at)
+        fork = archive.fork(source, f"before-{at}", newest=newest)
+        assert fork.state.turns == held.state.turns[:at]
+        assert verify(archive, f"before-{at}").ok
+        assert archive.turns(f"before-{at}") == held.state.turns[:at]
+    for at in (20, 13):
+        with pytest.raises(FormatError, match=r"Cannot read turn 1[29]: "):
+            archive.read(archive.ref("chat"), newest, until=at)
+    assert archive.find("before-13") is None
+
+
+def test_a_fork_that_would_end_with_a_damaged_turn_is_not_made() -> None:
+    store, archive, _ = conversation()
+    damage(store, "chat", 7)
+    loaded = archive.load("chat", 5)
+    with pytest.raises(FormatError, match="Cannot read turn 7: "):
+        archive.fork(loaded, "branch", rewind(loaded.state, 8, redoable=False), newest=1)
+    assert archive.find("branch") is None
+    assert archive.load("chat", 5).ref == loaded.ref
+
+
 def test_a_session_with_a_damaged_turn_goes_on() -> None:
     store, archive, _ = conversation()
     damage(store, "chat", 7)

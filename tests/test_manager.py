@@ -38,6 +38,7 @@ from dspy_session import (
     new_secret,
     sessionify,
 )
+from dspy_session.stores import Ref
 from tests.managers import Counting, contents, manager_of, small_store, talk, unchanged
 from tests.talk import QA, past, questions, scripted
 
@@ -334,6 +335,25 @@ def test_C2_a_branch_shares_what_was_said_and_goes_its_own_way(store: Store) -> 
     assert manager.delete_session("main")
     assert questions(manager.load_session("earlier")) == ["one"]
     assert manager.verify("other").ok
+
+
+@pytest.mark.parametrize("shown", [None, 1])
+def test_C14_a_branch_before_a_damaged_turn(store: Store, shown: int | None) -> None:
+    manager = manager_of(store, max_turns=shown)
+    talk(manager.open("main"), "one", "two", "three")
+    ref = store.ref("main")
+    assert isinstance(ref, Ref)
+    assert ref.tip is not None
+    store.replace_payloads(ref.family, {ref.tip: b"\x10...."})
+    for at in (None, 3):
+        with unchanged(store, FormatError, "turn 2: ", "fork the session before it"):
+            manager.create_session("saved", branch_from="main", at=at)
+    for at in (2, 0):
+        saved = manager.create_session(f"saved-{at}", branch_from="main", at=at, data={"at": at})
+        talk(saved, "four")
+        assert questions(manager.load_session(f"saved-{at}")) == [*["one", "two"][:at], "four"]
+        assert manager.load_session(f"saved-{at}").data["at"] == at
+        assert manager.verify(f"saved-{at}").ok
 
 
 def test_C2_branches_that_cannot_be(store: Store) -> None:

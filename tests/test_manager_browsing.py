@@ -226,6 +226,13 @@ def test_C8_text_is_found_in_inputs_and_outputs_in_any_case(store: Store) -> Non
         manager.search("a", limit=-1)
 
 
+def test_C8_text_with_lone_surrogates_is_found(store: Store) -> None:
+    manager = manager_of(store)
+    manager.open("ada").add_turn({"question": "Half \ud800 a letter"}, {"answer": "So."})
+    assert [hit.excerpt for hit in manager.search("HALF")] == ["Half \ud800 a letter"]
+    assert manager.search("\ud800 a") == manager.search("letter") == manager.search("half")
+
+
 def test_C8_values_that_are_no_text_are_looked_through(store: Store) -> None:
     manager = manager_of(store, redact_fields=["secret"])
     session = manager.open("ada")

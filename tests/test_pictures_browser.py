@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,6 +63,22 @@ def test_X15_text_without_a_space_is_no_wider_either(window: Browser, tmp_path: 
     window.run(OPEN_ALL)
     needed, there = window.run(WIDTHS)
     assert needed <= there
+
+
+def test_X15_values_within_values_can_be_read_on_a_phone(window: Browser, tmp_path: Path) -> None:
+    value: Any = "a text of some words, " * 20
+    for level in range(7):
+        value = {f"a longer key {level}": value} if level % 2 else [value, level]
+    state = say(SessionState(id="deep"), "q", "a", id="0", writes={"deep": value})
+    path = tmp_path / "deep.html"
+    tree(state).to_html(path)
+    for width in (390, 900):
+        window.open(path, width=width)
+        window.run(OPEN_ALL)
+        needed, there = window.run(WIDTHS)
+        assert needed <= there
+        narrowest = "return Math.min(...[...document.querySelectorAll('.text')].map((each) => "
+        assert window.run(f"{narrowest}each.getBoundingClientRect().width));") > 70
 
 
 def test_X15_nothing_that_is_said_runs(window: Browser, tmp_path: Path) -> None:

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+import dspy
 import pytest
 
-from dspy_session import SessionState, tree
+from dspy_session import SessionState, sessionify, tree
 from dspy_session.core import Run, SessionOptions, commit, prepare, replace_turn, truncate, undo
 from dspy_session.pictures.nodes import TreeTurn
 from dspy_session.pictures.seen import Seen, Sight
+from dspy_session.testing import Prompt, ScriptedLM
 
 OPTIONS = (
     SessionOptions(),
@@ -69,7 +71,7 @@ def plainly(shown: TreeTurn) -> tuple[list[int], list[int], set[str]]:
         exchange, there = window.log[at - window.offset], at - path.first
         if exchange.erased:
             continue
-        is_there = 0 <= there < len(path.log) and path.log[there] is exchange
+        is_there = there >= 0 and at < shown.turn.index and path.log[there] is exchange
         (same if is_there else gone).append(at)
         inputs, outputs, _ = exchange.parts
         hidden |= {*inputs, *outputs} - exchange.shown(window.view).keys()
@@ -91,6 +93,23 @@ def test_X15_what_a_call_saw_is_what_its_window_shows(seed: int) -> None:
         same, gone, hidden = plainly(shown)
         assert (turns_of(seen), [at for at, _ in seen.gone]) == (same, gone)
         assert (seen.count, seen.hidden) == (len(same), tuple(sorted(hidden)))
+
+
+def test_X15_a_turn_that_was_recorded_over_what_its_call_saw_is_drawn() -> None:
+    def reply(prompt: Prompt) -> dict[str, str]:
+        if "Late" in prompt[-1]["content"]:
+            session.undo(3)  # as somebody else would, while the model speaks
+        return {"answer": "Hm."}
+
+    session = sessionify(dspy.Predict("question -> answer"))
+    with dspy.context(lm=ScriptedLM(reply)):
+        for question in ("one", "two", "three", "four", "Late"):
+            session(question=question)
+    assert [turn.inputs["question"] for turn in session.turns] == ["one", "Late"]
+    (_, late) = tree(session).turns
+    seen = Sight(tree(session).branches).of(late)
+    assert (turns_of(seen), [at for at, _ in seen.gone]) == ([0], [1, 2, 3])
+    assert "turn 3 as it was then" in session.to_html()
 
 
 def test_X15_it_costs_the_same_after_any_number_of_turns() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
@@ -60,6 +61,8 @@ def run(arguments: Sequence[str]) -> int:
         Usage: The arguments are wrong.
         KeyboardInterrupt: Somebody interrupted a question.
     """
+    if not os.environ.get("COLUMNS", "80").strip("0"):  # how a terminal says that it does not know
+        del os.environ["COLUMNS"]  # rich believes it, and writes nothing
     try:
         status = application()(args=list(arguments), prog_name=PROGRAM, standalone_mode=False)
     except _USAGE as error:

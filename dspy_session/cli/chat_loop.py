@@ -188,7 +188,7 @@ class Chat:
         except (Usage, SessionError, OSError) as error:
             self._fail(str(error))
         except Exception as error:  # noqa: BLE001  # a program's or a model's; the chat goes on
-            self._fail(explained(error))
+            self._fail(explained(error, whole=self._whole))
 
     def _turn(self, inputs: dict[str, Any]) -> None:
         desk, screen = self._desk, self._screen

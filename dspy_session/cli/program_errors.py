@@ -32,26 +32,31 @@ _LONGEST: Final = 300  # characters of somebody else's error
 _NO_LM: Final = "No LM is loaded."  # how DSPy begins to say it
 
 
-def explained(error: BaseException) -> str:
+def explained(error: BaseException, *, whole: bool = False) -> str:
     """Return what went wrong with a turn as one line, with what to do about it.
 
     Args:
         error: An error of a model, an adapter, a program, or a session.
+        whole: Whether the answer was asked for whole, not as a stream.
     """
     if str(error).startswith(_NO_LM):
         return NO_MODEL
     for kinds, hint in _HINTS:
         if isinstance(error, kinds):
             said = first_paragraph(error)
+            hint = _NO_FORMAT if whole and hint is _STREAMED else hint
             return f"{said}{'' if said[-1:] in '.!?…' else '.'} {hint}"
     return first_paragraph(error)
 
+
+_STREAMED: Final = "A chat with --no-stream lets DSPy ask again in another format."
+_NO_FORMAT: Final = "Ask again, or another model: this one does not keep to the format."
 
 _HINTS: Final = (
     (LMAuthError, "Check the provider's key in the environment, such as OPENAI_API_KEY."),
     (ContextWindowExceededError, "The conversation is too long for this model."),
     (LMInvalidRequestError, f"Check the model: --model provider/name, such as {EXAMPLE}."),
-    (AdapterParseError, "A chat with --no-stream lets DSPy ask again in another format."),
+    (AdapterParseError, _STREAMED),
     (LMTransportError, "Check the network, and --api-base if you gave one."),
 )
 

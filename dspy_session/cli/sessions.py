@@ -171,10 +171,11 @@ class Sessions(Browsing):
             SessionNotFoundError: There is no such session.
             SessionExistsError: There is one of the new id.
             TurnIndexError: There is no such turn.
+            FormatError: The newest turn that it would have is damaged.
         """
         while True:
             ref = self.ref(session_id)
-            source = self._archive.read(ref, newest=1)
+            source = self._archive.read(ref, newest=1, until=at)
             state = source.state
             if at is not None and at != state.stop:
                 state = rewind(state, at, redoable=False)

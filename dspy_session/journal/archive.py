@@ -136,13 +136,22 @@ class Archive:
         """
         return self.read(self.ref(id), newest)
 
-    def read(self, ref: Ref, newest: int | None = None, *, onto: Held | None = None) -> Held:
+    def read(
+        self,
+        ref: Ref,
+        newest: int | None = None,
+        *,
+        onto: Held | None = None,
+        until: int | None = None,
+    ) -> Held:
         """Return the session of a ref.
 
         Args:
             ref: The ref.
             newest: As in `load`.
             onto: The session as it was read or written before: what it has is not read again.
+            until: Leave out the turns from this index on, to fork the session there: they are not
+                read, and may be damaged. An index that it does not have leaves out none.
 
         Raises:
             FormatError: As `load`.
@@ -152,6 +161,7 @@ class Archive:
             onto = None
         try:
             row = opened(StoredState, ref.body, self.seal, about_body(ref.id, ref.family))
+            row = row if until is None else _ending(row, until)
             # Where something was erased, what was read before tells where turns are, not what.
             goes_on = onto is not None and onto.erasure == row.erasure
             before = onto.chains if onto and goes_on else ()
@@ -249,6 +259,7 @@ class Archive:
         Raises:
             SessionExistsError: There is a session of that id.
             ConflictError: The other one was deleted, or took another path, meanwhile.
+            FormatError: The newest turns of the new one are damaged; it is not made.
         """
         state = with_id(held.state if state is None else state, _checked(id))
         blank = Ref(
@@ -265,10 +276,17 @@ class Archive:
         if written is not None:
             older, count = older_part(written.state.held), len(written.state)
             ends_unread = older is not None and 0 < count <= len(older)
-            return self.read(written.ref, newest) if ends_unread else written
+            return self._reread(written.ref, newest) if ends_unread else written
         if self.store.ref(id) is not None:
             raise _exists(id)
         raise _conflict(held.ref.id)
+
+    def _reread(self, ref: Ref, newest: int | None) -> Held:
+        try:
+            return self.read(ref, newest)
+        except FormatError:  # nobody was told of it yet, and nobody could open it
+            self.delete(ref.id)
+            raise
 
     def write(self, held: Held, state: SessionState) -> Held:
         """Write what is new of a conversation, if the store still has what is held.
@@ -450,6 +468,14 @@ def about_body(id: str, family: int) -> bytes:
         family: Its family.
     """
     return b"body:%d:" % family + id.encode()
+
+
+def _ending(row: StoredState, at: int) -> StoredState:
+    """A state as it was before a turn of it; the tip, which is further on, leads there."""
+    if type(at) is not int or not row.first <= at < row.stop:
+        return row
+    tip = row.tip if at > row.first else None
+    return msgspec.structs.replace(row, stop=at, end=at, tip=tip, ahead=[], written=None)
 
 
 def _exists(id: str) -> SessionExistsError:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from dspy_session.core.values import REGISTERED
+from dspy_session.core.values import REGISTERED, from_plain
 from dspy_session.errors import FormatError
 from dspy_session.journal.payloads import StoredTurn
 from dspy_session.journal.reading import Reading
@@ -150,6 +150,9 @@ def _texts(value: Any) -> Iterable[str]:
     elif isinstance(value, list):
         for item in value:
             yield from _texts(item)
+    elif isinstance(value, dict) and value.get("$type") == "text":  # it has lone surrogates
+        with contextlib.suppress(FormatError):
+            yield from_plain(value)
     elif isinstance(value, dict):
         for key, item in value.items():
             if key != "$type":

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from itertools import chain, islice, pairwise, repeat, takewhile, zip_longest
+from itertools import chain, islice, pairwise, repeat, takewhile
 from typing import Any
 
 import msgspec
@@ -65,7 +65,7 @@ class Sight:
         """
         window, path = shown.turn.window, shown.path
         log = self._logs.setdefault(id(path), _Log(path))
-        other = _other(window, path)
+        other = _other(shown)
         then = ((at, window.log[at - window.offset]) for at in other)
         gone = tuple((at, exchange) for at, exchange in then if not exchange.erased)
         passed = sorted({*other, *log.erased_in(window.start, window.stop)})
@@ -123,18 +123,24 @@ class _Log:
                 yield shape
 
 
-def _other(window: Window, path: SessionState) -> list[int]:
-    """The positions at which a window shows something else than the conversation has now."""
-    first, start, stop = path.first, window.start, window.stop
+def _other(shown: TreeTurn) -> list[int]:
+    """The positions at which a turn's window shows something else than what stands before it.
+
+    Of what its call saw, the turn may have been recorded over the end: turns were undone meanwhile.
+    """
+    window, log, first = shown.turn.window, shown.path.log, shown.path.first
+    start, stop = window.start, window.stop
+    end = max(start, min(stop, shown.turn.index))
     if window.offset == first:
-        end = min(stop, first + len(path.log))
-        found = (at + first for at in differing(window.log, path.log, end - first))
-        return [*(at for at in found if at >= start), *range(max(start, end), stop)]
-    stored = stretch(path.log, max(0, start - first), stop - first)
-    held = chain[Exchange | None](repeat(None, max(0, first - start)), stored)
-    then = stretch(window.log, start - window.offset, stop - window.offset)
-    both = enumerate(zip_longest(then, islice(held, stop - start)), start)
-    return [at for at, (exchange, now) in both if exchange is not now]
+        found = (at + first for at in differing(window.log, log, end - first))
+        other = [at for at in found if at >= start]
+    else:
+        stored = stretch(log, max(0, start - first), max(0, end - first))
+        held = chain[Exchange | None](repeat(None, min(end, first) - start), stored)
+        then = stretch(window.log, start - window.offset, end - window.offset)
+        both = enumerate(zip(then, held, strict=True), start)
+        other = [at for at, (exchange, now) in both if exchange is not now]
+    return [*other, *range(end, stop)]
 
 
 def _hidden(

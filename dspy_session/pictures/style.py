@@ -77,6 +77,10 @@ display:grid;grid-template-columns:minmax(4rem,max-content) minmax(0,1fr);column
 align-items:baseline}
 .dspy-session :is(dd dl,.steps dl,.facts,.about dl)>dd{margin:0}
 .dspy-session :is(dd dl,.steps dl,.facts,.about dl)>dt{max-width:11rem}
+.dspy-session :is(dd dl,.steps dl,.about dl) dl dl{display:block;padding-left:.8rem}
+.dspy-session :is(dd dl,.steps dl,.about dl) dl dl>dt{max-width:none}
+.dspy-session dd :is(.text,code){display:block;min-width:5rem}
+.dspy-session .more>section,.dspy-session .about dl{overflow-x:auto}
 .dspy-session .text{white-space:pre-wrap;unicode-bidi:plaintext}
 .dspy-session .said,.dspy-session .answered{border-radius:.7rem;padding:.55rem .85rem;
 margin:.4rem 0}
@@ -116,6 +120,8 @@ padding:.4rem .85rem;margin:0 0 .6rem}
 .dspy-session table{font-size:.82rem}
 .dspy-session :is(th,td){padding-right:.5rem}
 .dspy-session :is(dd dl,.steps dl,.facts,.about dl)>dt{max-width:6.5rem}
+.dspy-session :is(dd dl,.steps dl,.about dl) dl{display:block;padding-left:.8rem}
+.dspy-session :is(dd dl,.steps dl,.about dl) dl>dt{max-width:none}
 .dspy-session details.branch{padding:.4rem .6rem}
 .dspy-session details.branch details.branch details.branch>ol{padding-left:0;border:0;margin-left:0}
 }

@@ -1,6 +1,6 @@
 """What it costs to store a conversation, beside llm, openai-agents and langgraph.
 
-    uv run python -m tests.benchmarks.stores [--quick] [--check] [--without-peers]
+    uv run python -m tests.benchmarks.stores [--quick] [--check] [--without-peers] [--write]
     uv run python -m tests.benchmarks.stores --profile append|last|load|fork|undo
     uv run python -m tests.benchmarks.stores --airline
 
@@ -12,7 +12,7 @@ conversation keeps its length. The peers run in an environment of their own, in 
 
 The limits of speed are ratios to a yardstick: what openai-agents' SQLiteSession takes in the same
 run to append a turn to a conversation of the same length. The script always ends with code 0; with
-`--check`, a missed limit makes it 1.
+`--check`, a missed limit makes it 1. `--write` puts the figures into the documentation.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from typing import Any, Final
 import dspy
 
 from dspy_session import SessionManager, from_jsonl
-from tests.benchmarks import store_peers
+from tests.benchmarks import store_peers, store_tables
 from tests.benchmarks.race import Report, Worker, cache, python_with
 from tests.benchmarks.store_ours import OURS, Archived
 from tests.benchmarks.store_peers import LETTERS, PINS, Subject, seed, timed, verify
@@ -275,6 +275,15 @@ def judge(entrants: list[Entrant], report: Report) -> None:
             report.limit(what, ratio, round(most / YARD_MS, 2), f"({took * 1e3:.3f} ms)")
 
 
+def figures(entrants: list[Entrant]) -> dict[str, dict[str, list[float]]]:
+    """Typical milliseconds at each length, by name and operation."""
+    found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for entrant in sorted(entrants, key=lambda each: each.turns):
+        for operation in OPERATIONS:
+            found[entrant.name][operation].append(1e3 * entrant.typical(operation))
+    return found
+
+
 # --- the ways to run it ---------------------------------------------------------------------------
 
 
@@ -300,7 +309,7 @@ def peers_worker() -> Worker | None:
     return Worker(python, Path(store_peers.__file__))
 
 
-def compare(folder: Path, quick: bool, with_peers: bool) -> int:
+def compare(folder: Path, quick: bool, with_peers: bool, write: bool) -> int:
     """The benchmark itself; returns how many limits were missed."""
     report = Report()
     with ExitStack() as stack:
@@ -320,6 +329,8 @@ def compare(folder: Path, quick: bool, with_peers: bool) -> int:
         for entrant in entrants:
             entrant.close()
     told(entrants)
+    if write:
+        store_tables.write(figures(entrants))
     print(f"\n{busy()}")
     judge(entrants, report)
     print(
@@ -395,6 +406,7 @@ def main() -> int:
     options.add_argument("--profile", choices=list(OPERATIONS), help="where the time goes")
     options.add_argument("--airline", action="store_true", help="the recorded conversations")
     options.add_argument("--folder", type=Path, help="where the files are to be; a real disk")
+    options.add_argument("--write", action="store_true", help="into the documentation's tables")
     chosen = options.parse_args()
     with working_folder(chosen.folder) as folder:
         if chosen.profile:
@@ -403,7 +415,7 @@ def main() -> int:
         if chosen.airline:
             airline(folder)
             return 0
-        missed = compare(folder, chosen.quick, not chosen.without_peers)
+        missed = compare(folder, chosen.quick, not chosen.without_peers, chosen.write)
     return 1 if chosen.check and missed else 0
 
 
