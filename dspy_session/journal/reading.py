@@ -74,7 +74,7 @@ class Reading:
         self._before = before
         self._batches: list[tuple[Sequence[Node], list[Turn]]] = []
         self._turns: dict[int, Turn] = {}
-        self._paths: WeakValueDictionary[tuple[int, int], Any] = WeakValueDictionary()
+        self._paths: WeakValueDictionary[tuple[int, int], Any] | None = None
         self._views: dict[tuple[Any, ...], View] = {}
         self._lanes: dict[tuple[int, int, int], Lane] = {}
 
@@ -415,11 +415,12 @@ class Reading:
             FormatError: One of them is damaged.
             StoreError: They cannot be read.
         """
+        paths = self._paths = WeakValueDictionary() if self._paths is None else self._paths
         parts: list[list[Exchange]] = []
         at: int | None = key
         end, count, met = stop, 1, None
         while end > start and at is not None and met is None:
-            met = self._paths.get((at, start))
+            met = paths.get((at, start))
             if met is None:
                 nodes = self.walk(at, max(start, end - count), end)
                 parts.append(self.exchanges(nodes, [self.row(node) for node in nodes]))
@@ -427,7 +428,7 @@ class Reading:
         path: PVector[Exchange] = vector() if met is None else met
         for part in reversed(parts):
             path = path.extend(part)
-        self._paths[key, start] = path
+        paths[key, start] = path
         return path
 
     def view(self, wire: WireView | None) -> View:

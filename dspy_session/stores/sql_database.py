@@ -6,7 +6,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final
@@ -51,6 +51,7 @@ class Database:
         self._engine = _new_engine(url, pool_size, busy_timeout, connect_args)
         self.dialect = self._engine.dialect
         self._closed = False
+        self._failures = SQLAlchemyError, UnicodeError, self.dialect.loaded_dbapi.Error
         self._in_transaction = attrgetter(
             "in_transaction" if self.dialect.name == "sqlite" else "pgconn.transaction_status"
         )
@@ -60,8 +61,8 @@ class Database:
 
     def _keep_at_hand(self) -> None:
         """Begin with no connection at hand, and room for as many as the pool has."""
-        self._room = threading.BoundedSemaphore(self._size)
-        self._at_hand: list[sa.PoolProxiedConnection] = []
+        at_hand: list[sa.PoolProxiedConnection] = []
+        self._desk = threading.BoundedSemaphore(self._size), at_hand
 
     def set_up(self, prepare: Callable[[sa.Connection], None]) -> None:
         """Do what is to be done first; if that fails, the database is closed.
@@ -85,8 +86,7 @@ class Database:
                 ) from error
             raise
 
-    @contextmanager
-    def connected(self) -> Iterator[Any]:
+    def connected(self) -> AbstractContextManager[Any]:
         """A driver's connection; what is not committed when it is given back never was.
 
         One that is done with stays at hand: to check it in and out of the pool again takes longer
@@ -95,43 +95,55 @@ class Database:
         Raises:
             StoreError: There is none, it was lost, or it was told something that failed.
         """
-        room, at_hand = self._room, self._at_hand  # after a fork there are others
-        with self._translated():
-            if not room.acquire(timeout=_PATIENCE):
-                raise PoolTimeoutError(f"none came back within {_PATIENCE:.0f} seconds")
-            try:
-                if self._closed:
-                    raise StoreError(
-                        f"The store at {shown_url(self.url)} is closed. Open another one."
-                    )
-                try:
-                    pooled = at_hand.pop()
-                except IndexError:
-                    pooled = self._engine.raw_connection()
-                try:
-                    yield pooled.driver_connection
-                except BaseException as error:
-                    self._check_in(pooled, error)
-                    raise
-                if self._in_transaction(pooled.driver_connection):
-                    self._check_in(pooled)
-                else:
-                    at_hand.append(pooled)
-            finally:
-                room.release()
+        return _Use(self, *self._desk)
+
+    def take(self, at_hand: list[sa.PoolProxiedConnection]) -> sa.PoolProxiedConnection:
+        """Return a connection that nobody uses, a new one if there is none at hand.
+
+        Args:
+            at_hand: Those that are; it is taken from there.
+
+        Raises:
+            StoreError: The store is closed, or there can be none.
+        """
+        if self._closed:
+            raise StoreError(f"The store at {shown_url(self.url)} is closed. Open another one.")
+        try:
+            return at_hand.pop()
+        except IndexError:
+            with self._translated():
+                return self._engine.raw_connection()
+
+    def give_back(
+        self,
+        pooled: sa.PoolProxiedConnection,
+        at_hand: list[sa.PoolProxiedConnection],
+        error: BaseException | None,
+    ) -> None:
+        """Put a connection where it is at hand, or check it in if something failed on it.
+
+        Args:
+            pooled: The connection.
+            at_hand: Those that are at hand.
+            error: What failed; None for nothing.
+
+        Raises:
+            StoreError: It failed in the database.
+        """
+        if error is None and not self._in_transaction(pooled.driver_connection):
+            at_hand.append(pooled)
             if self._closed:
                 self._put_away()
-
-    def _check_in(
-        self, pooled: sa.PoolProxiedConnection, error: BaseException | None = None
-    ) -> None:
-        """Give a connection back to the pool, which rolls back what was not committed."""
-        if isinstance(error, self.dialect.loaded_dbapi.Error) and self.dialect.is_disconnect(
-            error, pooled.dbapi_connection, None
-        ):
-            pooled.invalidate()
-            self._put_away()  # the others are most likely lost with it
-        pooled.close()
+            return
+        with self._translated():
+            if isinstance(error, self.dialect.loaded_dbapi.Error) and self.dialect.is_disconnect(
+                error, pooled.dbapi_connection, None
+            ):
+                pooled.invalidate()
+                self._put_away()  # the others are most likely lost with it
+            pooled.close()  # the pool rolls back what was not committed
+        if isinstance(error, self._failures):
+            raise store_error(error, self.url) from driver_error(error)
 
     def close(self) -> None:
         """Close all connections, now or when they are given back."""
@@ -140,24 +152,56 @@ class Database:
 
     def _put_away(self) -> None:
         """Close the connections that nobody uses."""
+        _, at_hand = self._desk
         with suppress(IndexError):  # when there is none left
             while True:
-                self._at_hand.pop().invalidate()  # to check it in would leave it open
+                at_hand.pop().invalidate()  # to check it in would leave it open
         self._engine.dispose()
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except (SQLAlchemyError, UnicodeError, self.dialect.loaded_dbapi.Error) as error:
+        except self._failures as error:
             raise store_error(error, self.url) from driver_error(error)
 
     def leave_to_parent(self) -> None:
         """Forget the connections of the process that this one was forked from, open as they are."""
         if not _in_memory(self.url):  # such a database was copied with the process
-            _parents.append((self._engine.pool, self._at_hand))
+            _parents.append((self._engine.pool, self._desk))
             self._keep_at_hand()
             self._engine.dispose(close=False)
+
+
+class _Use(AbstractContextManager[Any]):
+    """One use of a connection. A class, for a generator takes three times as long."""
+
+    __slots__ = ("_at_hand", "_database", "_pooled", "_room")
+
+    def __init__(
+        self,
+        database: Database,
+        room: threading.BoundedSemaphore,
+        at_hand: list[sa.PoolProxiedConnection],
+    ) -> None:
+        self._database, self._room, self._at_hand = database, room, at_hand
+
+    def __enter__(self) -> Any:
+        if not self._room.acquire(timeout=_PATIENCE):
+            busy = PoolTimeoutError(f"none came back within {_PATIENCE:.0f} seconds")
+            raise store_error(busy, self._database.url) from busy
+        try:
+            self._pooled = self._database.take(self._at_hand)
+        except BaseException:
+            self._room.release()
+            raise
+        return self._pooled.driver_connection
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            self._database.give_back(self._pooled, self._at_hand, error)
+        finally:
+            self._room.release()
 
 
 _open: Final = weakref.WeakSet[Database]()
