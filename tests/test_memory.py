@@ -36,8 +36,13 @@ def reply(prompt: Prompt) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def lm() -> Iterator[ScriptedLM]:
-    with dspy.context(lm=(lm := ScriptedLM(reply)), **SETTINGS), quietly():
-        yield lm
+    gc.collect()
+    gc.freeze()  # what other tests have loaded and left is not to be gone through each time
+    try:
+        with dspy.context(lm=(lm := ScriptedLM(reply)), **SETTINGS), quietly():
+            yield lm
+    finally:
+        gc.unfreeze()
 
 
 def held(lm: ScriptedLM) -> Counter[str]:
