@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import sqlite3
+import statistics
 import sys
 import tempfile
 import threading
@@ -279,6 +280,23 @@ def test_X1_a_call_costs_the_same_however_long_the_session(tmp_path: Path) -> No
     assert all(steps for _, steps in short.values())
 
 
+def test_a_turn_writes_the_pages_of_its_row_and_what_finds_it(tmp_path: Path) -> None:
+    """Those of the node, its family's index, the ref, and its index by time; now and then more."""
+    with SQLStore(f"sqlite:///{tmp_path}/chats.db") as store:
+        nodes = filled(store)
+        ref, log = store.ref("ada"), tmp_path / "chats.db-wal"
+        assert ref is not None
+        pages = []
+        for depth in range(len(nodes), 40):
+            nodes += chain(ref.family, 1, nodes[-1], payload=bytes(100))
+            key, before = nodes[-1].key, log.stat().st_size
+            newer = rewritten(ref, tip=key, head=key, stop=depth + 1, end=depth + 1)
+            assert store.put(newer, ref.version, nodes[-1:])
+            ref = newer
+            pages.append((log.stat().st_size - before) // 4096)
+    assert statistics.median(pages) == 4
+
+
 def test_a_node_adds_little_to_its_payload(tmp_path: Path, url: str) -> None:
     sizes = []
     for id in ("ada", "eve"):
@@ -494,6 +512,14 @@ def test_a_locked_database(url: str) -> None:
         other.execute("ROLLBACK")
         other.close()
         assert store.put(rewritten(ref), ref.version)
+
+
+def test_a_connection_that_is_in_use_is_closed_when_it_is_given_back(store: SQLStore) -> None:
+    with store._connected() as connection:
+        store.close()
+        assert connection.execute("SELECT 1").fetchall() == [(1,)]
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        connection.execute("SELECT 1")
 
 
 def test_a_lock_in_postgresql(postgres_url: str) -> None:

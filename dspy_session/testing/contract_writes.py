@@ -64,6 +64,16 @@ class WriteCases(StoreCases):
         assert self.store.put(emptied, undone.version)
         assert self.store.ref("ada") == emptied
 
+    def test_any_field_may_be_all_that_changes(self) -> None:
+        """Whatever a store does faster for the usual write."""
+        ref, nodes = self.session("ada", 2)
+        for change in ({"created": 7.5}, {"metadata": {"a": 1}}, {"origin": "eve"}):
+            newer = rewritten(ref, **change)
+            assert self.store.put(newer, ref.version)
+            assert self.store.ref("ada") == newer
+            ref = newer
+        assert self.store.walk(ref.family, nodes[-1].key, 0) == nodes
+
     def test_a_version_that_is_not_there_is_refused(self) -> None:
         """A stale one, one for a missing ref, none for one that is there."""
         ref, nodes = self.session("ada", 1)
