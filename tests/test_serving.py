@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import http.client
 import re
 import threading
+from collections.abc import Iterator
 
 import httpx
 import pytest
@@ -17,6 +19,13 @@ from tests.talk import asked, past
 from tests.test_documentation import fenced_blocks
 
 __all__ = ["model", "sqlite", "store"]
+
+
+@pytest.fixture
+def uncollected() -> Iterator[None]:
+    gc.disable()
+    yield
+    gc.enable()
 
 
 def text(stream: list[Event]) -> str:
@@ -127,6 +136,22 @@ def test_a_client_that_hangs_up_leaves_no_turn_and_may_ask_again(store: str) -> 
         assert last.data["turn"]["outputs"] == {"answer": "you asked one"}
         assert len(model.received) == 2
         assert server.messages("ada") == ["one", "you asked one"]
+
+
+def test_a_slow_client_that_hangs_up_ends_the_work(sqlite: str, uncollected: None) -> None:
+    # The server waits until the client takes more. Its generator is at a `yield` then, where no
+    # cancellation reaches it; the collector might close it, at some time.
+    gate = Gate()
+    gate.let(250)
+    long = f"[[ ## answer ## ]]\n{(50_000 * 'x' + ' ') * 400}"
+    with LoopbackServer(lambda body: long, gate) as model, chat(sqlite, model.lm()) as server:
+        server.begin("ada")
+        with server.lines("ada", "one") as lines:
+            assert next(events(lines)).name == "text"
+            wait_until(lambda: gate.sent == 250)
+        wait_until(lambda: model.received[0].hung_up.is_set())
+        gate.open()
+        assert server.messages("ada") == []
 
 
 def test_a_client_that_hangs_up_on_a_whole_answer_finds_it_later(sqlite: str) -> None:
