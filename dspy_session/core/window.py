@@ -68,10 +68,12 @@ ALL_SHOWN: Final = View()
 """The view that shows every field, and no details."""
 
 
+Shape = tuple[tuple[str, ...], tuple[str, ...]]
+_blank: Final = object.__new__
+
+
 @functools.lru_cache(maxsize=1024)
-def _shape(
-    inputs: tuple[str, ...], outputs: tuple[str, ...]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _shape(inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Shape:
     return inputs, outputs
 
 
@@ -90,10 +92,8 @@ class Exchange:
     use `same_as` to compare contents.
     """
 
-    __slots__ = ("__weakref__", "_details", "_inputs", "_outputs", "erased", "shape")
+    __slots__ = ("__weakref__", "_details", "_inputs", "_outputs", "_shape", "erased")
 
-    shape: tuple[tuple[str, ...], tuple[str, ...]]
-    """The names of the inputs and of the outputs; exchanges of one shape share one tuple."""
     erased: bool
     """Whether its fields were erased in a store; windows pass over it."""
 
@@ -107,7 +107,7 @@ class Exchange:
         self._inputs = copy_fields(inputs, "inputs")
         self._outputs = copy_fields(outputs, "outputs")
         self._details = copy_fields(details, "details") if details else _NOTHING
-        self.shape = _shape(tuple(self._inputs), tuple(self._outputs))
+        self._shape: Shape | None = None
         self.erased = bool(self._details) and _is_erased(self)
 
     @classmethod
@@ -121,11 +121,21 @@ class Exchange:
             outputs: The outputs, likewise.
             details: The details, likewise.
         """
-        made = cls.__new__(cls)
-        made._inputs, made._outputs, made._details = inputs, outputs, details or _NOTHING
-        made.shape = _shape(tuple(inputs), tuple(outputs))
+        made = _blank(cls)
+        made._inputs = inputs
+        made._outputs = outputs
+        made._details = details or _NOTHING
+        made._shape = None  # most of what is read is not rendered
         made.erased = bool(details) and _is_erased(made)
         return made
+
+    @property
+    def shape(self) -> Shape:
+        """The names of the inputs and of the outputs; exchanges of one shape share one tuple."""
+        shape = self._shape
+        if shape is None:
+            self._shape = shape = _shape(tuple(self._inputs), tuple(self._outputs))
+        return shape
 
     @property
     def inputs(self) -> dict[str, Any]:

@@ -5,8 +5,6 @@ Every error says which turn cannot be read.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 from dspy_session.core.chat import Pending, absorb
@@ -15,9 +13,8 @@ from dspy_session.core.turn import Run
 from dspy_session.errors import FormatError
 from dspy_session.journal.payloads import StoredBeside, StoredTurn
 from dspy_session.parts import message_from_wire, run_from_wire
-from dspy_session.stores.records import Node
 
-__all__ = ["check_chain", "damaged", "data_after", "run_of", "waiting"]
+__all__ = ["damaged", "data_after", "run_of", "waiting"]
 
 
 def run_of(row: StoredTurn) -> Run:
@@ -80,17 +77,3 @@ def damaged(depth: int, error: Exception) -> FormatError:
         f"Cannot read turn {depth}: {str(error).rstrip('.')}. The other turns can be read: fork "
         "the session before it, or ask a manager for some of its turns()."
     )
-
-
-def check_chain(nodes: Sequence[Node]) -> None:
-    """Raise if nodes do not follow each other.
-
-    Args:
-        nodes: Nodes, the oldest first.
-
-    Raises:
-        FormatError: One of them does not; it is named.
-    """
-    for one, other in pairwise(nodes):
-        if other.parent != one.key or other.depth != one.depth + 1:
-            raise damaged(other.depth, ValueError("it does not follow the turn before it"))

@@ -14,11 +14,11 @@ from typing import Any, Final
 
 import msgspec
 
-from dspy_session.core.values import REGISTERED, from_plain
+from dspy_session.core.values import from_plain
 from dspy_session.errors import FormatError
 from dspy_session.journal.payloads import StoredTurn
-from dspy_session.journal.reading import Reading
 from dspy_session.journal.sealing import Seal
+from dspy_session.journal.steps import Walk
 from dspy_session.stores.base import Store
 from dspy_session.stores.records import Node, Ref
 
@@ -110,15 +110,15 @@ class Finder:
     def _in_nodes(
         self, ref: Ref, nodes: list[Node], known: dict[int, _Found]
     ) -> Mapping[int, _Found]:
-        reading = Reading(self._store, ref.family, REGISTERED, self._seal)
+        walk = Walk(self._store, ref.family, self._seal)
         rows = {
             node.key: row
             for node in nodes
-            if node.key not in known and (row := self._row(reading, ref, node)) is not None
+            if node.key not in known and (row := self._row(walk, ref, node)) is not None
         }
         likes = {row.like for row in rows.values() if row.like is not None}
         others = self._store.nodes(ref.family, likes - rows.keys()) if likes else {}
-        contents = {**rows, **{key: self._row(reading, ref, node) for key, node in others.items()}}
+        contents = {**rows, **{key: self._row(walk, ref, node) for key, node in others.items()}}
         for node in nodes:
             if node.key not in known:
                 row = rows.get(node.key)
@@ -126,9 +126,9 @@ class Finder:
                 known[node.key] = () if content is None else tuple(self._passages(content))
         return known
 
-    def _row(self, reading: Reading, ref: Ref, node: Node) -> StoredTurn | None:
+    def _row(self, walk: Walk, ref: Ref, node: Node) -> StoredTurn | None:
         try:
-            return reading.row(node)
+            return walk.row(node)
         except FormatError as error:
             _log.warning("Search passed over a turn of session %r: %s", ref.id, error)
             return None

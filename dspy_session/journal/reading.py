@@ -8,6 +8,7 @@ are read like that from the start. What was read once is kept, so a turn stays t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -19,18 +20,15 @@ from dspy_session.core.vectors import Older, PVector, deferred, stretch, unread,
 from dspy_session.core.window import ALL_SHOWN, ERASED, Epoch, Exchange, View
 from dspy_session.errors import FormatError, SessionError, StoreError
 from dspy_session.journal.chains import Chain, Mark
-from dspy_session.journal.decoding import check_chain, damaged, data_after, run_of, waiting
+from dspy_session.journal.decoding import damaged, data_after, run_of, waiting
 from dspy_session.journal.payloads import (
     StoredBeside,
     StoredOwn,
-    StoredSeed,
     StoredState,
     StoredTurn,
-    about_node,
-    all_opened,
-    opened,
 )
 from dspy_session.journal.sealing import Seal
+from dspy_session.journal.steps import Steps, Walk
 from dspy_session.journal.unread import Lane, OlderTurns, Seen
 from dspy_session.journal.writing import Seed
 from dspy_session.parts import (
@@ -39,7 +37,6 @@ from dspy_session.parts import (
     profile_from_wire,
 )
 from dspy_session.stores.base import Store
-from dspy_session.stores.records import Node
 from dspy_session.wire import WireExchange, WireView
 
 __all__ = ["Reading"]
@@ -69,10 +66,11 @@ class Reading:
     ) -> None:
         self.seeds: list[Seed] = []
         self.family = family
-        self._store, self._family, self._codecs, self._seal = store, family, codecs, seal
+        self.walk = Walk(store, family, seal)
+        self._codecs = codecs
         self._exchanges: dict[int, Exchange] = {}
         self._before = before
-        self._batches: list[tuple[Sequence[Node], list[Turn]]] = []
+        self._batches: list[tuple[list[Mark], list[Turn]]] = []
         self._turns: dict[int, Turn] = {}
         self._paths: WeakValueDictionary[tuple[int, int], Any] | None = None
         self._views: dict[tuple[Any, ...], View] = {}
@@ -144,15 +142,14 @@ class Reading:
         if row.tip is None:
             return Chain(first, 0, vector(), vector(), vector(), row.under)
         floor = first if newest is None else max(first, row.stop - newest)
-        nodes = self._based(self.walk(row.tip, floor, end), first) if floor < end else []
-        read, key = (nodes[0].depth, nodes[0].parent) if nodes else (end, row.tip)
-        if read == first:
-            turns, log, marks = self.turns(nodes, before, first)
+        steps = self._based(self.walk.steps(row.tip, floor, end), first)
+        if steps.depth == first:
+            turns, log, marks = self.turns(steps, before, first)
         else:
-            older = OlderTurns(self, key, first, read, before)
+            older = OlderTurns(self, steps.parent, first, steps.depth, before)
             older.under = row.under
             turns, log, marks = self.turns(
-                nodes, before, first, lambda new: deferred(older.log, vector(new))
+                steps, before, first, lambda new: deferred(older.log, vector(new))
             )
             turns, marks = deferred(older.turns, turns), deferred(older.marks, marks)
         return Chain(first, end - first, turns, log, marks, row.under)
@@ -164,12 +161,12 @@ class Reading:
         end, last = onto.first + onto.count, onto.count - 1
         if row.tip is None or row.end < end:
             return None
-        nodes = self.walk(row.tip, end, row.end) if row.end > end else []
-        if (nodes[0].parent if nodes else row.tip) != onto.marks[last].key:
+        steps = self.walk.steps(row.tip, end, row.end)
+        if steps.parent != onto.marks[last].key:
             return None  # they went another way
         held, marks = _begun(onto.held, onto.count), _begun(onto.marks, onto.count)
         turns, log, new_marks = self.turns(
-            nodes,
+            steps,
             held[last].beside,
             row.first,
             lambda new: _grown(_begun(onto.log, onto.count), new),
@@ -197,117 +194,89 @@ class Reading:
         Raises:
             FormatError: One of them is damaged.
         """
-        nodes = self._based(self.walk(key, begin, end), first)
+        steps = self._based(self.walk.steps(key, begin, end), first)
         before = NOTHING_BESIDE
-        if nodes[0].depth == first and (own := row().own) is not None and own.before is not None:
+        if steps.depth == first and (own := row().own) is not None and own.before is not None:
             before = self._beside(own.before, before)
-        turns, _ = self._read(nodes, self._rows(nodes), before, nodes[0].depth, vector)
-        return tuple(turns[begin - nodes[0].depth :])
+        turns, _ = self._read(steps, before, steps.depth, vector)
+        return tuple(turns[begin - steps.depth :])
 
-    def _based(self, nodes: list[Node], first: int) -> list[Node]:
-        """Nodes, and those before them without which it is not known what stands beside them."""
-        oldest = nodes[0]
-        if not first < oldest.depth > oldest.base:
-            return nodes
-        return self.walk(oldest.parent, max(first, oldest.base), oldest.depth) + nodes
-
-    def walk(self, key: int | None, floor: int, stop: int) -> list[Node]:
-        """Return the nodes from a depth up to another, of a chain of which this is a key.
-
-        Args:
-            key: The key of a node at or after the end.
-            floor: The depth of the first.
-            stop: The depth after the last.
-
-        Raises:
-            FormatError: They do not follow each other.
-            StoreError: They are not there any more.
-        """
-        nodes = [] if key is None else self._store.walk(self._family, key, floor)
-        nodes = [node for node in nodes if node.depth < stop]
-        check_chain(nodes)
-        if len(nodes) != stop - floor:
-            raise StoreError(
-                f"The turns {floor} to {stop - 1} of this conversation are not in the store any "
-                "more: the session was deleted or trimmed meanwhile. Open it again; if that does "
-                "not help, verify() says what is missing."
-            )
-        return nodes
+    def _based(self, steps: Steps, first: int) -> Steps:
+        """Steps, and those before them without which it is not known what stands beside them."""
+        base = steps.marks[0].base if steps.marks else steps.depth
+        if not first < steps.depth > base:
+            return steps
+        before = self.walk.steps(steps.parent, max(first, base), steps.depth)
+        return before.followed_by(steps)
 
     def turns(
         self,
-        nodes: Sequence[Node],
+        steps: Steps,
         before: Beside,
         first: int,
         log_of: Callable[[list[Exchange]], PVector[Exchange]] = vector,
     ) -> tuple[PVector[Turn], PVector[Exchange], PVector[Mark]]:
-        """Return the turns of nodes, what they exchanged with what came before, and their marks.
+        """Return turns, what they exchanged with what came before, and where they are stored.
 
         Args:
-            nodes: Nodes, in the order of their chain.
+            steps: The turns as they are stored.
             before: What stood beside the conversation before its first turn.
             first: The index of its first turn.
             log_of: Puts their exchanges behind those of the turns before.
 
         Raises:
-            FormatError: A node is damaged.
+            FormatError: A turn is damaged.
         """
-        rows = self._rows(nodes)
-        turns, log = self._read(nodes, rows, before, first, log_of)
-        marks = [
-            Mark(
-                node.key,
-                node.key if row.like is None else row.like,
-                node.digest,
-                node.total,
-                node.base,
-            )
-            for node, row in zip(nodes, rows, strict=True)
-        ]
-        return vector(turns), log, vector(marks)
+        turns, log = self._read(steps, before, first, log_of)
+        return vector(turns), log, vector(steps.marks)
 
     def _read(
         self,
-        nodes: Sequence[Node],
-        rows: Sequence[StoredTurn],
+        steps: Steps,
         before: Beside,
         first: int,
         log_of: Callable[[list[Exchange]], PVector[Exchange]],
     ) -> tuple[list[Turn], PVector[Exchange]]:
-        known = self._known(nodes, rows)
-        exchanges = self.exchanges(nodes, rows)
+        known = self._known(steps)
+        exchanges = self.exchanges(steps)
         log = log_of(exchanges)
-        seen = Seen(self, nodes, rows, log, first)
+        windows = Seen(self, steps, log, first).windows(steps)
         beside = before
-        turns = []
-        for node, row, exchange, there in zip(nodes, rows, exchanges, known, strict=True):
-            try:
-                if node.base == node.depth:
+        turns: list[Turn] = []
+        depth = steps.depth
+        try:
+            for mark, row, exchange, window, there in zip(
+                steps.marks, steps.rows, exchanges, windows, known, strict=True
+            ):
+                if mark.base == depth:
                     beside = NOTHING_BESIDE
                 began = beside if row.before is None else self._beside(row.before, beside)
                 beside = began if row.beside is None else self._beside(row.beside, began)
-                turn = there or Turn(
-                    index=node.depth,
-                    exchange=exchange,
-                    window=seen.window(node, row),
-                    run=row.run or run_of(row),
-                    score=None if row.score is None else number_from_wire(row.score),
-                    feedback=row.feedback,
-                    before=began,
-                    beside=beside,
+                turns.append(
+                    there
+                    or Turn(
+                        index=depth,
+                        exchange=exchange,
+                        window=window,
+                        run=row.run or run_of(row),
+                        score=None if row.score is None else number_from_wire(row.score),
+                        feedback=row.feedback,
+                        before=began,
+                        beside=beside,
+                    )
                 )
-            except StoreError:
-                raise
-            except (SessionError, ValueError, TypeError, LookupError) as error:
-                raise damaged(node.depth, error) from error
-            turns.append(turn)
-        self._batches.append((nodes, turns))
+                depth += 1
+        except StoreError:
+            raise
+        except (SessionError, ValueError, TypeError, LookupError) as error:
+            raise damaged(depth, error) from error
+        self._batches.append((steps.marks, turns))
         return turns, log
 
-    def _known(self, nodes: Sequence[Node], rows: Sequence[StoredTurn]) -> list[Turn | None]:
+    def _known(self, steps: Steps) -> Iterable[Turn | None]:
         """The turns that were read or written already, but for what was erased meanwhile."""
         if not self._batches and not self._before:
-            return [None] * len(nodes)
+            return repeat(None, len(steps.rows))
         for chain in self._before:
             first = unread(chain.held)
             there = (
@@ -315,59 +284,39 @@ class Reading:
                 stretch(chain.marks, first, chain.count),
             )
             self._turns.update((mark.key, turn) for turn, mark in zip(*there, strict=False))
-        for read, turns in self._batches:
-            self._turns.update((node.key, turn) for node, turn in zip(read, turns, strict=True))
+        for marks, turns in self._batches:
+            self._turns.update((mark.key, turn) for mark, turn in zip(marks, turns, strict=True))
         self._before = ()
         self._batches.clear()
         known: list[Turn | None] = []
-        for node, row in zip(nodes, rows, strict=True):
-            turn = self._turns.get(node.key)
+        for mark, row in zip(steps.marks, steps.rows, strict=True):
+            turn = self._turns.get(mark.key)
             if turn is not None and row.erased is not None and not turn.exchange.erased:
                 turn = None
             if turn is not None:
-                self._exchanges[node.key if row.like is None else row.like] = turn.exchange
+                self._exchanges[mark.content] = turn.exchange
             known.append(turn)
         return known
 
-    def _rows(self, nodes: Sequence[Node]) -> list[StoredTurn]:
-        try:
-            return all_opened(nodes, self._seal)
-        except FormatError:
-            return [self.row(node) for node in nodes]  # which names the one that is damaged
-
-    def row(self, node: Node) -> StoredTurn:
-        """Return the row of a turn's node.
+    def exchanges(self, steps: Steps) -> list[Exchange]:
+        """Return what turns exchanged.
 
         Args:
-            node: The node.
+            steps: The turns as they are stored.
 
         Raises:
-            FormatError: It is damaged.
-            SecretError: It cannot be read with this key.
+            FormatError: A turn is damaged.
         """
-        try:
-            return opened(StoredTurn, node.payload, self._seal, about_node(node.key))
-        except FormatError as error:
-            raise damaged(node.depth, error) from error
-
-    def exchanges(self, nodes: Sequence[Node], rows: Sequence[StoredTurn]) -> list[Exchange]:
-        """Return what the turns of nodes exchanged.
-
-        Args:
-            nodes: The nodes.
-            rows: Their rows.
-        """
-        others: dict[int | None, StoredTurn] = {}
         known = self._exchanges
-        if keys := {row.like for row in rows if row.like is not None and row.like not in known}:
-            found = self._store.nodes(self._family, keys)
-            others.update((key, self.row(node)) for key, node in found.items())
+        likes = {row.like for row in steps.rows if row.like is not None}
+        others = self.walk.rows(likes - known.keys()) if likes else {}
         exchanges: list[Exchange] = []
-        for node, row in zip(nodes, rows, strict=True):
-            key = node.key if row.like is None else row.like
-            exchange = known.get(key)  # the very same one, wherever it is looked at
+        for mark, row in zip(steps.marks, steps.rows, strict=True):
+            exchange = known.get(mark.content)  # the very same one, wherever it is looked at
             if exchange is None:
-                exchange = known[key] = self._exchange(others.get(row.like, row), node.depth)
+                content = row if row.like is None else others.get(row.like, row)
+                exchange = self._exchange(content, steps.depth + len(exchanges))
+                known[mark.content] = exchange
             exchanges.append(exchange)
         return exchanges
 
@@ -422,9 +371,9 @@ class Reading:
         while end > start and at is not None and met is None:
             met = paths.get((at, start))
             if met is None:
-                nodes = self.walk(at, max(start, end - count), end)
-                parts.append(self.exchanges(nodes, [self.row(node) for node in nodes]))
-                at, end, count = nodes[0].parent, nodes[0].depth, 2 * count
+                steps = self.walk.steps(at, max(start, end - count), end)
+                parts.append(self.exchanges(steps))
+                at, end, count = steps.parent, steps.depth, 2 * count
         path: PVector[Exchange] = vector() if met is None else met
         for part in reversed(parts):
             path = path.extend(part)
@@ -459,10 +408,7 @@ class Reading:
             return ()
         seed = next((known for known, at in self.seeds if at == key), None)
         if seed is None:
-            node = self._store.nodes(self._family, [key]).get(key)
-            if node is None:
-                raise FormatError("the seed of this conversation is not in the store")
-            wire = opened(StoredSeed, node.payload, self._seal, about_node(key))
+            wire = self.walk.seed(key)
             seed = tuple(self._seeded(number, each) for number, each in enumerate(wire.exchanges))
             self.seeds.append((seed, key))
         return seed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from dspy_session.core.turn import Beside
@@ -11,8 +11,7 @@ from dspy_session.core.vectors import PVector, deferred, vector
 from dspy_session.core.window import ALL_SHOWN, Epoch, Exchange, Window
 from dspy_session.errors import FormatError
 from dspy_session.journal.chains import Chain, Mark
-from dspy_session.journal.payloads import StoredTurn
-from dspy_session.stores.records import Node
+from dspy_session.journal.steps import Steps
 
 if TYPE_CHECKING:  # it makes these, and they read with it
     from dspy_session.journal.reading import Reading
@@ -61,21 +60,13 @@ class OlderTurns:
         """
         with self._mutex:
             if self._read is None:
-                nodes = self._reading.walk(self._key, self._first, self._stop)
-                self._read = self._reading.turns(nodes, self._before, self._first)
+                steps = self._reading.walk.steps(self._key, self._first, self._stop)
+                self._read = self._reading.turns(steps, self._before, self._first)
             return self._read
 
     def read_marks(self) -> PVector[Mark]:
         """Where the turns are, although one of them is damaged."""
-        nodes = self._reading.walk(self._key, self._first, self._stop)
-        return vector(Mark(n.key, self._content(n), n.digest, n.total, n.base) for n in nodes)
-
-    def _content(self, node: Node) -> int:
-        try:
-            like = self._reading.row(node).like
-        except FormatError:
-            like = None
-        return node.key if like is None else like
+        return vector(self._reading.walk.marks(self._key, self._first, self._stop))
 
     def chain(self) -> Chain:
         """Return where all of these turns are stored."""
@@ -149,9 +140,8 @@ class Lane:
         with self._mutex:
             if self._read is None:
                 if self._after:
-                    nodes = self._reading.walk(self._key, self._start, self._stop)
-                    rows = [self._reading.row(node) for node in nodes]
-                    self._read = vector(self._reading.exchanges(nodes, rows))
+                    steps = self._reading.walk.steps(self._key, self._start, self._stop)
+                    self._read = vector(self._reading.exchanges(steps))
                 else:
                     self._read = self._reading.seen(self._key, self._start, self._stop)
             return self._read
@@ -170,50 +160,36 @@ class Lane:
 class Seen:
     """What the turns of a chain saw."""
 
-    def __init__(
-        self,
-        reading: Reading,
-        nodes: Sequence[Node],
-        rows: Sequence[StoredTurn],
-        log: PVector[Exchange],
-        first: int,
-    ) -> None:
+    def __init__(self, reading: Reading, steps: Steps, log: PVector[Exchange], first: int) -> None:
         self._reading, self._epoch = reading, Epoch()
-        self._offset = first
-        if first:
-            own = (row.start for n, row in zip(nodes, rows, strict=True) if _sees_its_own(n, row))
-            self._offset = min(own, default=first)
-        self._log = log
-        if self._offset < first:  # turns that were trimmed meanwhile
-            self._log = deferred(reading.lane(nodes[0].key, self._offset, first, after=True), log)
-        self._offset = min(self._offset, first)
+        self._offset, self._log = first, log
+        oldest = steps.oldest_seen(first) if first else first
+        if oldest < first:  # turns that were trimmed meanwhile
+            gone = reading.lane(steps.marks[0].key, oldest, first, after=True)
+            self._offset, self._log = oldest, deferred(gone, log)
 
-    def window(self, node: Node, row: StoredTurn) -> Window:
-        """Return what a turn saw.
+    def windows(self, steps: Steps) -> Iterator[Window]:
+        """Yield what each turn saw.
 
         Args:
-            node: Its node.
-            row: Its row.
+            steps: The turns as they are stored.
 
         Raises:
-            FormatError: It says that it saw what it cannot have seen.
+            FormatError: A turn says that it saw what it cannot have seen.
         """
-        reading = self._reading
-        seed = () if row.seed is None else reading.seed(row.seed)
-        view = ALL_SHOWN if row.view is None else reading.view(row.view)
-        start, stop = row.start, node.depth - row.unseen
-        if start == stop:
-            return Window(seed=seed, offset=start, start=start, stop=stop, view=view)
-        if not 0 <= start < stop:
-            raise FormatError(f"it saw the turns from {start} to {stop}")
-        log, offset, epoch = self._log, self._offset, self._epoch
-        if row.lane is not None:
-            log = deferred(self._reading.lane(row.lane, start, stop), vector())
-            offset, epoch = start, Epoch()
-        elif stop > node.depth:
-            raise FormatError(f"it saw turn {stop}, which came later")
-        return Window(seed, log, offset, start, stop, epoch, view)  # by position: that is faster
-
-
-def _sees_its_own(node: Node, row: StoredTurn) -> bool:
-    return row.lane is None and row.start < node.depth - row.unseen
+        reading, log, offset, epoch = self._reading, self._log, self._offset, self._epoch
+        for depth, row in enumerate(steps.rows, steps.depth):
+            seed = () if row.seed is None else reading.seed(row.seed)
+            view = ALL_SHOWN if row.view is None else reading.view(row.view)
+            start, stop = row.start, depth - row.unseen
+            if start == stop:
+                yield Window(seed=seed, offset=start, start=start, stop=stop, view=view)
+            elif not 0 <= start < stop:
+                raise FormatError(f"it saw the turns from {start} to {stop}")
+            elif row.lane is not None:
+                lane: PVector[Exchange] = deferred(reading.lane(row.lane, start, stop), vector())
+                yield Window(seed, lane, start, start, stop, Epoch(), view)
+            elif stop > depth:
+                raise FormatError(f"it saw turn {stop}, which came later")
+            else:  # by position: that is faster
+                yield Window(seed, log, offset, start, stop, epoch, view)
