@@ -43,6 +43,13 @@ from tests.journals import chain_of
 
 Change = Callable[[SessionState], SessionState]
 
+
+@pytest.fixture(autouse=True)
+def pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chains are read in pieces of three turns, so that these short ones have several."""
+    monkeypatch.setattr("dspy_session.journal.steps._PIECE", 3)
+
+
 NEWEST = st.sampled_from([None, 0, 1, 3])
 PICK = st.integers(0, 40)
 TEXTS = st.sampled_from(["x", "long " * 80])

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from dspy_session.core.options import SessionOptions
@@ -23,6 +24,7 @@ from dspy_session.errors import (
 from dspy_session.journal.archive import Archive, Held
 from dspy_session.journal.checking import verify
 from dspy_session.stores import MemoryStore, SQLStore
+from dspy_session.stores.records import Node
 from tests.journals import WatchedStore, chain_of, said, talk
 
 
@@ -53,6 +55,50 @@ def test_C13_nothing_older_is_read_until_somebody_looks() -> None:
     assert store.since(lambda: loaded.state.turn(14))["read"] == 15
     assert not store.since(lambda: (loaded.state.turns, loaded.state.turn(0).history_snapshot))
     assert loaded.state == held.state
+
+
+def test_C13_a_long_conversation_is_read_in_pieces_of_bounded_size() -> None:
+    class Measured(WatchedStore):
+        largest = 0
+
+        def walk(self, family: int, key: int, floor: int) -> list[Node]:
+            nodes = super().walk(family, key, floor)
+            self.largest = max(self.largest, len(nodes))
+            return nodes
+
+    state = start(id="chat")
+    for number in range(1_203):
+        state = said(state, f"Q{number}", options=SessionOptions(max_turns=1))
+    store = Measured()
+    Archive(store).create("chat", state)
+    counts = store.since(lambda: Archive(store).load("chat"))
+    assert (counts["read"], counts["walk"], store.largest) == (1_203, 3, 500)
+    assert Archive(store).load("chat").state == state
+    assert Archive(store).load("chat", 2).state.turns == state.turns
+    assert Archive(store).turns("chat", 100, 1_100) == state.turns[100:1_100]
+
+
+@pytest.mark.parametrize("at", range(7))
+def test_C13_a_chain_that_is_broken_is_found_within_and_between_pieces(
+    at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(WatchedStore):
+        def walk(self, family: int, key: int, floor: int) -> list[Node]:
+            return [
+                msgspec.structs.replace(node, **changed) if node.depth == at else node
+                for node in self.inner.walk(family, key, floor)
+            ]
+
+    monkeypatch.setattr("dspy_session.journal.steps._PIECE", 3)
+    changed: dict[str, int] = {}
+    store = Broken()
+    state = talk(Archive(store), Archive(store).create("chat", start(id="chat")), 8).state
+    assert Archive(store).load("chat").state == state
+    changed["key"] = 7
+    with pytest.raises(FormatError, match=f"turn {at + 1}: .* not follow"):
+        Archive(store).load("chat")
+    changed.clear()
+    assert Archive(store).load("chat").state == state
 
 
 def test_C13_a_snapshot_is_read_when_somebody_looks_and_is_what_the_turn_saw() -> None:
