@@ -39,7 +39,7 @@ PAGE = PROJECT / "docs" / "guide" / "serving.md"
 
 JSON = dict[str, Any]
 
-PATIENCE = 120.0
+PATIENCE = 300.0
 """How many seconds a client waits, on a machine that does other things, too."""
 
 _number = itertools.count()

@@ -15,7 +15,8 @@ from dspy_session.testing import in_requested_format, requested_fields
 from tests.loopback import Body, LoopbackServer, Received
 from tests.talk import QA, asked
 
-SOON = 30.0
+SOON = 120.0
+"""How many seconds a test waits for what takes far less than one; only against waiting for ever."""
 
 
 class Gate:

@@ -25,6 +25,7 @@ from dspy_session import Session, sessionify
 from dspy_session.program import clear_render_cache, render_counts
 from dspy_session.testing import Prompt, ScriptedLM, in_requested_format, requested_fields
 from tests.loopback import Body, Completion, LoopbackServer
+from tests.streams import SOON
 from tests.talk import QA
 
 Messages = list[dict[str, Any]]
@@ -412,7 +413,7 @@ def test_D6_two_threads_may_use_one_session_under_two_adapters_at_once() -> None
     meeting = threading.Barrier(2)
 
     def both_at_once(prompt: Prompt) -> Any:
-        meeting.wait(timeout=30)
+        meeting.wait(SOON)
         return reply(prompt)
 
     lm = ScriptedLM(both_at_once)

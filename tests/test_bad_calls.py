@@ -30,6 +30,7 @@ from dspy_session import Session, StreamEvent, TextEvent, sessionify
 from dspy_session.testing import in_requested_format, requested_fields
 from tests import loopback
 from tests.loopback import Body, Completion, Failure, LoopbackServer
+from tests.streams import SOON
 from tests.talk import QA, asked, echo, pairs, past, questions
 
 Ask = Callable[[Session, str], Any]
@@ -90,13 +91,13 @@ def served(model: Trouble, **settings: Any) -> Iterator[LoopbackServer]:
 
 
 def assert_the_call_left_nothing_but_an_attempt(
-    session: Session, server: LoopbackServer, run: Ask, error: type[Exception]
+    session: Session, server: LoopbackServer, run: Ask, error: type[Exception], **settings: Any
 ) -> pytest.ExceptionInfo[Exception]:
-    """Two turns, the trouble, one more turn."""
+    """Two turns, the trouble, under settings of its own, and one more turn."""
     run(session, "one")
     run(session, "two")
     before = session.state
-    with pytest.raises(error) as caught:
+    with pytest.raises(error) as caught, dspy.context(**settings):
         run(session, "trouble")
     assert type(caught.value) is error
     assert session.state is before
@@ -173,12 +174,13 @@ def test_A14_a_server_that_does_not_answer_in_time(run: Ask) -> None:
     late = threading.Event()
 
     def wait(_: Body) -> str:
-        late.wait(60)
+        late.wait(SOON)
         return "too late"
 
-    with served(Trouble(wait), timeout=0.5) as server:
+    with served(Trouble(wait)) as server:
+        impatient = server.lm(num_retries=0, timeout=0.5)
         caught = assert_the_call_left_nothing_but_an_attempt(
-            sessionify(dspy.Predict(QA)), server, run, LMTransportError
+            sessionify(dspy.Predict(QA)), server, run, LMTransportError, lm=impatient
         )
         late.set()
     assert "timeout" in str(caught.value)

@@ -19,7 +19,8 @@ from tests.streams import SOON, Gate, say
 
 CTRL_C, CTRL_D, UP = b"\x03", b"\x04", b"\x1b[A"
 PROMPT = "\n> "
-PATIENCE = 5.0
+PATIENCE = 20.0
+"""How many seconds Ctrl-C has to show: pressed twice, it means something else."""
 
 
 class Terminal:

@@ -17,7 +17,10 @@ import pytest
 from dspy_session.pictures.values import width_of
 from tests.commands import ESCAPES, Commands, arguments_of, environment, fill, process
 
-_PATIENCE = 60
+_PATIENCE = 300
+"""How many silent seconds are too many."""
+_AGAIN = 10
+"""After how many of them is typed again."""
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -52,17 +55,17 @@ def on_a_terminal(arguments: list[str], answer: str = "", **variables: str) -> t
     os.close(theirs)
     shown, is_open, waited = b"", True, 0
     while is_open and waited < _PATIENCE:
-        asked = b"]:" in shown
         if select.select([ours], [], [], 1)[0]:
             read = read_from(ours)
             shown, is_open = shown + read, bool(read)
             asked = b"]:" in read
         else:
             waited += 1
-        if asked:  # what is typed too early is lost, so it is typed again
+            asked = b"]:" in shown and waited % _AGAIN == 0
+        if asked:  # what is typed too early is lost, so it is typed again, much later
             os.write(ours, answer.encode())
     os.close(ours)
-    return running.wait(60), shown.decode().replace("\r\n", "\n")
+    return running.wait(_PATIENCE), shown.decode().replace("\r\n", "\n")
 
 
 # Pipes
@@ -208,7 +211,7 @@ def test_control_c(store: str) -> None:
     assert running.stdout is not None
     assert running.stdout.readline() == b"ready\n"
     running.send_signal(signal.SIGINT)
-    out, err = running.communicate(timeout=60)
+    out, err = running.communicate(timeout=_PATIENCE)
     assert (running.returncode, out, err) == (130, b"", b"")
 
 
@@ -219,7 +222,7 @@ from dspy_session.cli.sessions import Sessions
 
 def wait(*_, **__):
     print("ready", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 
 Sessions.list_sessions = wait
 sys.exit(cli.main(["--store", sys.argv[1], "list"]))

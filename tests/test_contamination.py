@@ -20,6 +20,7 @@ from dspy_session import LockError, Session, Turn, TurnEvent, sessionify
 from dspy_session.testing import Prompt, ScriptedLM
 from tests.optimizers import OPTIMIZERS, TALKS, corrected, model, program_for, quietly, talk, whole
 from tests.optimizers import asked as conversation
+from tests.streams import SOON
 from tests.talk import (
     QA,
     Asker,
@@ -138,7 +139,7 @@ def test_X2_an_example_that_is_submitted_again_is_not_remembered_either() -> Non
     def reply(prompt: Prompt) -> dict[str, Any]:
         if asked(prompt) == "trial 0":
             if waiting.acquire(blocking=False):
-                assert asked_again.wait(60)
+                assert asked_again.wait(SOON)
             else:
                 asked_again.set()
         return echo(prompt)
@@ -183,7 +184,7 @@ def test_X2_trials_do_not_wait_for_each_other_whatever_the_lock(lock: str) -> No
     together = threading.Barrier(4)
 
     def reply(prompt: Prompt) -> dict[str, Any]:
-        together.wait(60)
+        together.wait(SOON)
         return echo(prompt)
 
     session = qa_session(lock=lock)

@@ -75,11 +75,13 @@ def calls(operation: Callable[[], object]) -> int:
         count += event in ("call", "c_call")
 
     before = sys.getprofile()
+    gc.disable()  # what it finds now may be finalised by a function, in the middle of the count
     sys.setprofile(seen)
     try:
         operation()
     finally:
         sys.setprofile(before)
+        gc.enable()
     return count
 
 

@@ -112,11 +112,13 @@ def calls_of(run: Call, under: str) -> Counter[str]:
             name = Path(frame.f_code.co_filename).name
             counts[f"{name}:{frame.f_code.co_qualname}"] += 1
 
+    gc.disable()  # what it finds now may be finalised by one of them
     sys.setprofile(count)
     try:
         run()
     finally:
         sys.setprofile(None)
+        gc.enable()
     return counts
 
 

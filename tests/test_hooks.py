@@ -36,6 +36,7 @@ from dspy_session.core.profile import Instructions
 from dspy_session.testing import Prompt, ScriptedLM
 from tests.loopback import LoopbackServer
 from tests.optimizers import letters, teleprompt
+from tests.streams import SOON
 from tests.talk import QA, asked, echo, past
 from tests.ways import Way, every_step, every_way
 
@@ -404,7 +405,7 @@ def test_C11_tool_calls_are_seen_in_dspys_threads() -> None:
     barrier = threading.Barrier(2)
 
     def meet(name: str) -> str:
-        barrier.wait(10)
+        barrier.wait(SOON)
         return name
 
     class Two(dspy.Module):
@@ -695,7 +696,7 @@ def test_C11_overlapping_turns_keep_each_others_data_and_metadata() -> None:
         return call.replace(data=call.data.changed({call.inputs["question"]: "began"}))
 
     def meet(result: AfterTurn) -> AfterTurn:
-        both.wait(10)
+        both.wait(SOON)
         name = result.turn.inputs["question"]
         return result.replace(
             data={**result.data, name: "ended", "last": name},

@@ -28,6 +28,7 @@ from dspy_session import (
     stream_step,
 )
 from dspy_session.testing import Prompt, ScriptedLM
+from tests.streams import SOON
 from tests.talk import QA, Asker, asked, echo
 from tests.ways import STEPS, Way, every_way
 
@@ -453,7 +454,7 @@ def test_C11_async_middleware_runs_two_at_once_and_picks_one() -> None:
 
     class Meets(dspy.Module):
         def forward(self, question: str) -> Any:
-            both.wait(10)
+            both.wait(SOON)
             return PROGRAM(question=question).answer
 
     async def race(call: BeforeTurn, run: Any) -> AfterTurn:
@@ -481,7 +482,7 @@ def test_C11_many_async_turns_in_sync_middleware_do_not_wait_for_threads() -> No
             here[0] += 1
             if here[0] == number:
                 all_here.set()
-        assert all_here.wait(30)
+        assert all_here.wait(SOON)
         return run(call)
 
     async def main() -> list[Any]:
@@ -535,12 +536,12 @@ def test_C11_cancelling_reaches_what_middleware_runs(kind: str) -> None:
 
     async def main() -> None:
         task = asyncio.create_task(session.acall(question="Hi"))
-        await asyncio.to_thread(begun.wait, 10)
+        assert await asyncio.to_thread(begun.wait, SOON)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         assert events[0] == "program cancelled"
-        assert await asyncio.to_thread(left.wait, 10)
+        assert await asyncio.to_thread(left.wait, SOON)
 
     asyncio.run(main())
     assert events == ["program cancelled", "middleware left"]
@@ -571,11 +572,11 @@ def test_C11_sync_middleware_of_a_cancelled_call_runs_nothing_any_more() -> None
 
     async def main() -> None:
         task = asyncio.create_task(session.acall(question="once"))
-        await asyncio.to_thread(begun.wait, 10)
+        assert await asyncio.to_thread(begun.wait, SOON)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert await asyncio.to_thread(left.wait, 10)
+        assert await asyncio.to_thread(left.wait, SOON)
 
     asyncio.run(main())
     assert runs == ["once"]
@@ -618,7 +619,7 @@ def test_C11_overlapping_turns_in_middleware_lose_nothing() -> None:
 
     def around(call: BeforeTurn, run: Run) -> AfterTurn:
         result = run(call)
-        both.wait(10)
+        both.wait(SOON)
         return result.replace(data={**result.data, call.inputs["question"]: True})
 
     session = sessionify(PROGRAM, hooks=Hooks(around=around))

@@ -29,6 +29,7 @@ from dspy_session.errors import (
     StoreError,
 )
 from dspy_session.journal.archive import Archive
+from dspy_session.journal.erasing import erase
 from dspy_session.journal.keeping import Journal, OnConflict
 from dspy_session.journal.sealing import Seal, new_secret
 from dspy_session.program.types import program_codecs
@@ -276,6 +277,57 @@ def test_X5_branch_and_fork_go_on_although_the_path_they_were_on_is_gone(
     assert store.totals().sessions == left
 
 
+@pytest.mark.parametrize("newest", [None, 1])
+def test_X12_whoever_goes_his_own_way_is_told_of_an_erasure(
+    store: Store, lm: ScriptedLM, newest: int | None
+) -> None:
+    """Nobody else would ever tell him: what goes its own way is written by nobody else."""
+    session = opened(store)
+    for question in ("SECRET", "two", "three"):
+        session(question=question)
+    stale = opened(store, newest=newest)
+    other = opened(store, on_conflict=OnConflict.BRANCH, newest=newest)
+    gone = opened(store, "gone")
+    gone(question="TOO")
+    left = gone.fork(session_id="left")
+    assert questions(other) == questions(stale) == ["SECRET", "two", "three"]
+    erase(Archive(store), "chat", 0)
+    erase(Archive(store), "gone", 0)
+    store.delete("gone")
+
+    forks = [stale.fork(), stale.fork(at=2), gone.fork()]
+    other(question="late")
+    assert [len(each) for each in (*forks, other)] == [3, 2, 1, 4]
+    for each in (*forks, other):
+        assert [turn.erased for turn in each.turns][:2] == [True, False][: len(each)]
+        assert stored(store, each.session_id) == each.state
+        each(question="What did I say?")
+        assert not any(text in str(lm.prompts[-1]) for text in ("SECRET", "TOO"))
+    left.refresh()
+    assert left.turns[0].erased
+    assert questions(stale) == ["SECRET", "two", "three"]  # until it is refreshed
+
+
+def test_X12_what_was_erased_is_not_written_again(store: Store, lm: ScriptedLM) -> None:
+    session = opened(store)
+    session(question="SECRET")
+    session(question="two")
+    stale, other = opened(store), opened(store, on_conflict=OnConflict.BRANCH)
+    erase(Archive(store), "chat", 0)
+    session.refresh()
+    session.reset()
+    store.vacuum()
+    left = store.totals()
+    with pytest.raises(ConflictError) as caught:
+        other(question="late")
+    assert caught.value.turn.inputs == {"question": "late"}
+    with pytest.raises(ConflictError):
+        stale.fork()
+    assert store.totals() == left
+    assert (other.session_id, questions(other)) == ("chat", ["SECRET", "two"])
+    assert stored(store) == session.state
+
+
 def test_X5_a_deleted_session_keeps_no_turn_but_loses_none(store: Store, lm: ScriptedLM) -> None:
     session = opened(store, on_conflict=OnConflict.RETRY)
     session(question="one")
@@ -343,6 +395,24 @@ def test_a_request_that_was_undone_is_asked_anew(store: Store, lm: ScriptedLM) -
     assert len(lm.prompts) == 2
     session.fork(session_id="alt").using(request_id="r")(question="one")
     assert len(lm.prompts) == 2
+
+
+@pytest.mark.parametrize("autosave", [True, False])
+def test_X12_a_request_whose_answer_was_erased_is_asked_anew(
+    store: Store, lm: ScriptedLM, autosave: bool
+) -> None:
+    session = opened(store)
+    session.using(request_id="r")(question="one")
+    erase(Archive(store), "chat", 0)
+    in_memory = Session.from_state(stored(store), dspy.Predict(QA))
+    again = opened(store, autosave=autosave)
+    again.data["unsaved"] = not autosave
+    for number, asking in enumerate((in_memory, again), 2):
+        assert asking.using(request_id="r")(question="one").answer == "answer to one"
+        assert len(lm.prompts) == number
+        assert asking.using(request_id="r")(question="one").answer == "answer to one"
+        assert len(lm.prompts) == number
+        assert [turn.erased for turn in asking.turns] == [True, False]
 
 
 def test_two_answers_to_one_request_at_once_are_one_turn(store: Store) -> None:

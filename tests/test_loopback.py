@@ -13,6 +13,7 @@ from dspy.utils.exceptions import LMInvalidRequestError, LMTransportError
 
 from tests import loopback
 from tests.loopback import Completion, Failure, LoopbackServer
+from tests.streams import SOON
 
 SAID = "[[ ## answer ## ]]\none two three\n\n[[ ## completed ## ]]"
 WORDS = re.findall(r"\S+\s*", SAID)
@@ -24,7 +25,7 @@ def test_a_stream_arrives_chunk_by_chunk_while_the_server_still_sends() -> None:
 
     def pace(_: loopback.Received, number: int) -> None:
         if number < len(WORDS):  # what follows is no text: why it ended, and the usage
-            assert go_on.acquire(timeout=60)
+            assert go_on.acquire(timeout=SOON)
 
     async def read() -> list[str]:
         texts = []
@@ -68,7 +69,7 @@ def test_a_client_that_hangs_up_is_noticed_while_the_server_is_held() -> None:
     def pace(request: loopback.Received, number: int) -> None:
         if number == 2:
             begun.set()
-            held.wait(60)
+            held.wait(SOON)
 
     async def leave() -> None:
         stream = dspy.streamify(dspy.Predict("question -> answer"), is_async_program=True)
@@ -78,14 +79,14 @@ def test_a_client_that_hangs_up_is_noticed_while_the_server_is_held() -> None:
                 pass
 
         task = asyncio.create_task(read())
-        await asyncio.to_thread(begun.wait, 60)
+        assert await asyncio.to_thread(begun.wait, SOON)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
 
     with LoopbackServer(lambda _: SAID, pace) as server, dspy.context(lm=server.lm()):
         asyncio.run(leave())
-        assert server.received[0].hung_up.wait(60)
+        assert server.received[0].hung_up.wait(SOON)
         held.set()
 
 

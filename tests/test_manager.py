@@ -40,6 +40,7 @@ from dspy_session import (
 )
 from dspy_session.stores import Ref
 from tests.managers import Counting, contents, manager_of, small_store, talk, unchanged
+from tests.streams import SOON
 from tests.talk import QA, past, questions, scripted
 
 
@@ -488,7 +489,7 @@ def test_X5_threads_that_open_one_new_session_make_it_once(store: Store) -> None
 
     def work(number: int) -> None:
         try:
-            together.wait(30)
+            together.wait(SOON)
             manager.open("ada").add_turn({"question": f"q{number}"}, {"answer": "a"})
         except BaseException as error:  # noqa: BLE001  # it is shown below
             failed.append(error)
@@ -704,7 +705,7 @@ def test_C1_awaited_work_leaves_the_event_loop_free() -> None:
     class Slow(MemoryStore):
         def ref(self, id: str) -> Any:
             waits.set()
-            assert released.wait(30)
+            assert released.wait(SOON)
             return super().ref(id)
 
     async def both() -> None:

@@ -15,7 +15,7 @@ import pydantic
 import pytest
 from dspy.adapters.baml_adapter import BAMLAdapter
 from dspy.adapters.types.base_type import CUSTOM_TYPE_END_IDENTIFIER, CUSTOM_TYPE_START_IDENTIFIER
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dspy_session import Session, sessionify
@@ -223,9 +223,7 @@ def without_missing(
     return result
 
 
-law = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=False
-)
+law = settings(max_examples=40)
 
 
 @every_adapter

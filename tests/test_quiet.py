@@ -24,6 +24,8 @@ def logged(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixtur
     dspy_logger.addHandler(caplog.handler)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        # The collector warns of what other tests left open, whenever it finds it.
+        warnings.simplefilter("default", ResourceWarning)
         yield caplog
     dspy_logger.removeHandler(caplog.handler)
 

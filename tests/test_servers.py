@@ -12,6 +12,7 @@ import redis
 
 from tests.house import PROJECT
 from tests.servers import APPEND_ONLY, PostgresServer, RedisServer
+from tests.streams import SOON
 
 STARTS_AND_WAITS = """
 import sys
@@ -79,7 +80,7 @@ def test_servers_end_with_a_process_that_is_killed() -> None:
         assert len(folders) == 2
         assert all(folder.exists() for folder in folders)
         process.kill()
-    until = time.monotonic() + 30
+    until = time.monotonic() + SOON
     while any(folder.exists() for folder in folders) and time.monotonic() < until:
         time.sleep(0.02)
     assert not any(folder.exists() for folder in folders)

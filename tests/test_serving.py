@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from tests.loopback import Body, LoopbackServer
-from tests.serving import PAGE, Event, chat, echo, events, model, sqlite, store
+from tests.serving import PAGE, PATIENCE, Event, chat, echo, events, model, sqlite, store
 from tests.streams import SOON, Gate, wait_until
 from tests.talk import asked, past
 from tests.test_documentation import fenced_blocks
@@ -81,7 +81,7 @@ def test_many_conversations_at_once_on_one_loop(sqlite: str) -> None:
     async def everybody(url: str) -> None:
         limits = httpx.Limits(max_connections=conversations)
         async with httpx.AsyncClient(
-            base_url=url, trust_env=False, timeout=SOON, limits=limits
+            base_url=url, trust_env=False, timeout=PATIENCE, limits=limits
         ) as client:
             await asyncio.gather(*(talk(client, number) for number in range(conversations)))
 

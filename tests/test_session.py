@@ -22,6 +22,7 @@ from dspy_session import (
     step,
 )
 from dspy_session.testing import ScriptedLM
+from tests.streams import SOON
 from tests.talk import (
     QA,
     Asker,
@@ -686,7 +687,7 @@ def test_A14_a_cancelled_sync_program_does_not_record_later() -> None:
     class Slow(dspy.Module):
         def forward(self, question: str) -> str:
             started.set()
-            go.wait(30)
+            go.wait(SOON)
             return "late"
 
     async def cancel(session: Session) -> None:

@@ -26,6 +26,7 @@ from dspy_session import (
 )
 from dspy_session.core import Data
 from dspy_session.testing import ScriptedLM
+from tests.streams import SOON
 from tests.talk import QA, ask, qa_session, questions, refused, scripted
 
 
@@ -198,7 +199,7 @@ def test_X1_what_a_nested_session_was_told_is_what_it_was_told_where_turns_overl
             if question == "slow":  # the other turn runs as a whole within this one
                 other = threading.Thread(target=session, kwargs={"question": "quick"})
                 other.start()
-                other.join(30)
+                other.join(SOON)
             return question
 
     session = sessionify(Tells(), copy_mode="none")

@@ -11,9 +11,8 @@ import pytest
 
 from dspy_session import Hooks, LockError, Session, Turn, sessionify
 from dspy_session.testing import Prompt, ScriptedLM
+from tests.streams import SOON
 from tests.talk import QA, ask, asked, history, pairs, past, questions, refused, scripted
-
-SOON = 30.0
 
 
 @pytest.fixture(autouse=True)
@@ -148,9 +147,14 @@ def test_D16_lock_thread_makes_turns_wait() -> None:
     assert crowd.most == 1
     assert [len(past(prompt)) for prompt in lm.prompts] == list(range(8))
     assert past(lm.prompts[-1]) == pairs(*questions(session)[:-1])
-    free = sessionify(on(ScriptedLM(crowd)))
+    together = threading.Barrier(8, timeout=SOON)
+
+    def meet(prompt: Prompt) -> dict[str, str]:
+        together.wait()
+        return crowd(prompt)
+
+    free = sessionify(on(ScriptedLM(meet)))
     in_threads([lambda n=n: free(question=f"{n}") for n in range(8)])  # type: ignore[misc]
-    assert crowd.most > 1
 
 
 def test_D16_lock_async_makes_turns_wait(lm: ScriptedLM) -> None:

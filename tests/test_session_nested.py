@@ -9,6 +9,7 @@ import pytest
 
 from dspy_session import Session, SessionState, Turn, sessionify, step
 from dspy_session.testing import Prompt
+from tests.streams import SOON
 from tests.talk import ask, asked, history, past, qa_session, questions, scripted
 
 
@@ -167,8 +168,8 @@ def test_D21_overlapping_outer_turns_lose_no_nested_turn() -> None:
     class Waits(Outer):
         def forward(self, question: str, again: bool = False, fail: bool = False) -> Any:
             self.inner(question=question)
-            entered.wait(30)
-            release.wait(30)
+            entered.wait(SOON)
+            release.wait(SOON)
             return question
 
     session = sessionify(Waits())
@@ -180,10 +181,10 @@ def test_D21_overlapping_outer_turns_lose_no_nested_turn() -> None:
     threads = [threading.Thread(target=run, args=(q,)) for q in ("one", "two")]
     for thread in threads:
         thread.start()
-    entered.wait(30)
+    entered.wait(SOON)
     release.set()
     for thread in threads:
-        thread.join(30)
+        thread.join(SOON)
     assert sorted(inner_questions(session)) == ["one", "two"]
     assert sorted(questions(session)) == ["one", "two"]
 

@@ -33,6 +33,7 @@ from dspy_session.testing import Prompt, ScriptedLM, requested_fields
 from tests.loopback import Body, Completion, LoopbackServer
 from tests.matrix_parts import MODEL
 from tests.modules import content, deprecated_modules
+from tests.streams import SOON
 
 if TYPE_CHECKING:
     import dspy_session as hidden
@@ -519,9 +520,9 @@ class InParallel(dspy.Module):
         def write(key: str, value: int, session: SessionData) -> str:
             """Write under a key, at the same time as the others."""
             seen = session.get(key)
-            together.wait(10)
+            together.wait(SOON)
             session[key] = value
-            together.wait(10)
+            together.wait(SOON)
             assert session.has(key)
             return f"{seen}"
 
@@ -552,7 +553,7 @@ def test_K3_of_two_that_write_one_key_the_last_wins() -> None:
             @session_tool
             def late(session: SessionData) -> str:
                 """Write last."""
-                assert first_wrote.wait(10)
+                assert first_wrote.wait(SOON)
                 session.update({"who": "late", "late": True})
                 return ""
 

@@ -27,6 +27,7 @@ from dspy_session import (
 )
 from dspy_session.errors import HookError
 from dspy_session.testing import ScriptedLM
+from tests.streams import SOON
 from tests.test_session_tools import AGENT_NAMES, AGENTS, NAMED, Agent, told, words
 
 REFUND = ("refund", {"amount": 20})
@@ -150,7 +151,7 @@ def test_K3_an_approval_counts_once_in_threads() -> None:
             together, tool = threading.Barrier(2), dspy.Tool(refund)
 
             def both(amount: int) -> Any:
-                together.wait(10)
+                together.wait(SOON)
                 return tool(amount=amount)
 
             pairs = [(dspy.Tool(both), {"amount": 20})] * 2
@@ -274,7 +275,7 @@ def test_K3_an_async_approver_is_awaited_in_the_loop_of_the_turn(program: dspy.M
             return await decision
 
         turn = asyncio.create_task(arun(program, Agent(REFUND), approver=approver))
-        await asyncio.wait_for(asked.wait(), 10)  # the loop is free meanwhile
+        await asyncio.wait_for(asked.wait(), SOON)  # the loop is free meanwhile
         decision.set_result(True)
         return await turn
 

@@ -36,6 +36,7 @@ from dspy_session.program.frame import current_frame
 from dspy_session.program.turn_data import TurnData, differences
 from dspy_session.testing import Prompt, ScriptedLM
 from tests.loopback import LoopbackServer
+from tests.streams import SOON
 from tests.talk import QA, echo
 from tests.ways import Way, every_step, every_way
 
@@ -170,10 +171,10 @@ def test_K4_two_tools_at_once_are_merged_per_key_and_the_last_write_wins() -> No
 
     def tool(name: str) -> None:
         data = current_data()
-        meet.wait(10)
+        meet.wait(SOON)
         data[name] = "mine"
         if name == "late":
-            assert second.wait(10)
+            assert second.wait(SOON)
         data["last"] = name
         second.set()
 
@@ -233,9 +234,9 @@ def test_K4_overlapping_turns_are_merged_per_key() -> None:
     class Meets(dspy.Module):
         def forward(self, question: str) -> Any:
             data = current_data()
-            began.wait(10)
+            began.wait(SOON)
             if question == "late":
-                assert first_done.wait(10)
+                assert first_done.wait(SOON)
                 assert data.to_dict() == {"shared": 0, "gone": 0}
                 data["shared"] = "late"
                 data.delete("gone")

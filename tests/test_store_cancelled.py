@@ -14,8 +14,7 @@ from dspy_session.manager import SessionManager
 from dspy_session.stores.memory import MemoryStore
 from dspy_session.stores.records import Node, Ref
 from dspy_session.testing import scripted_lm
-
-SOON = 30.0
+from tests.streams import SOON
 
 
 @pytest.fixture(autouse=True)

@@ -33,6 +33,7 @@ from dspy_session.errors import SessionError
 from dspy_session.program.summaries import plan_summary
 from dspy_session.testing import Prompt, ScriptedLM
 from tests.loopback import Body, LoopbackServer
+from tests.streams import SOON
 from tests.talk import QA, asked, field, past, qa_session, questions, refused, shown
 
 SUMMARY = "Summary of the conversation so far"
@@ -506,14 +507,14 @@ def test_A13_a_call_that_began_before_the_summary_is_recorded_after_it() -> None
 
     def reply(prompt: Prompt) -> Mapping[str, Any]:
         answered.set()
-        assert summarised.wait(30)
+        assert summarised.wait(SOON)
         return {"answer": "late"}
 
     session = held(2)
     slow = session.using(lm=ScriptedLM(reply))
     thread = threading.Thread(target=lambda: slow(question="slow"))
     thread.start()
-    assert answered.wait(30)
+    assert answered.wait(SOON)
     session.summarize(Noted())
     summarised.set()
     thread.join()

@@ -18,6 +18,7 @@ from dspy_session import SessionState, sessionify, step
 from dspy_session.program.adapter import ConversationAdapter
 from dspy_session.testing import Prompt, ScriptedLM
 from tests.loopback import LoopbackServer
+from tests.streams import SOON
 from tests.talk import QA
 from tests.test_adapters import (
     TOPICS,
@@ -281,7 +282,7 @@ def test_D6_turns_that_run_side_by_side_share_it() -> None:
     meeting = threading.Barrier(3)
 
     def together(prompt: Prompt) -> Any:
-        meeting.wait(timeout=30)
+        meeting.wait(SOON)
         return reply(prompt)
 
     adapter = template("as messages")

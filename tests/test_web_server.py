@@ -31,6 +31,7 @@ from dspy_session import (
     step,
 )
 from dspy_session.testing import Prompt, ScriptedLM, requested_fields
+from tests.serving import PATIENCE
 from tests.talk import asked
 from tests.uncollected import uncollected
 
@@ -84,7 +85,7 @@ class Client:
     """One visitor: a connection that stays open."""
 
     def __init__(self, port: int) -> None:
-        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
 
     def post(self, path: str, body: Any) -> Any:
         self._connection.request("POST", path, json.dumps(body))
@@ -102,7 +103,7 @@ def everybody(port: int, talk: Callable[[Client, int], None]) -> None:
 
     def visit(number: int) -> None:
         client = Client(port)
-        ready.wait(60)
+        ready.wait(PATIENCE)
         try:
             talk(client, number)
         finally:
@@ -152,7 +153,7 @@ class Shopper:
             if set(told) != {(number, earlier) for earlier in range(turn + 1)}:
                 self.complaints.append(f"{number}, turn {turn}, was shown {sorted(set(told))}")
         if first and turn == 0:
-            self._together.wait(60)
+            self._together.wait(PATIENCE)
         if "next_tool_name" not in requested_fields(prompt):
             cart = prompt[-1]["content"].rpartition("The cart holds ")[2].split("\n")[0]
             return {"reasoning": "It is in the cart.", "answer": f"You have {cart}"}

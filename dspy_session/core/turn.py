@@ -247,6 +247,14 @@ class Turn(msgspec.Struct, frozen=True, eq=False, weakref=True, kw_only=True):
         """The caller's own name for the request, if the call brought one."""
         return self.run.request_id
 
+    def answers(self, request_id: str) -> bool:
+        """Whether this is the answer to a request; one that was erased is none any more.
+
+        Args:
+            request_id: The caller's own name for the request.
+        """
+        return self.run.request_id == request_id and not self.erased
+
     def same_as(self, other: Turn, known: Known) -> bool:
         """Whether both turns show equal things, the states beside them included.
 

@@ -68,12 +68,13 @@ ALL_SHOWN: Final = View()
 """The view that shows every field, and no details."""
 
 
-Shape = tuple[tuple[str, ...], tuple[str, ...]]
 _blank: Final = object.__new__
 
 
 @functools.lru_cache(maxsize=1024)
-def _shape(inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Shape:
+def _shape(
+    inputs: tuple[str, ...], outputs: tuple[str, ...]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return inputs, outputs
 
 
@@ -92,8 +93,10 @@ class Exchange:
     use `same_as` to compare contents.
     """
 
-    __slots__ = ("__weakref__", "_details", "_inputs", "_outputs", "_shape", "erased")
+    __slots__ = ("__weakref__", "_details", "_inputs", "_outputs", "erased", "shape")
 
+    shape: tuple[tuple[str, ...], tuple[str, ...]]
+    """The names of the inputs and of the outputs; exchanges of one shape share one tuple."""
     erased: bool
     """Whether its fields were erased in a store; windows pass over it."""
 
@@ -107,7 +110,6 @@ class Exchange:
         self._inputs = copy_fields(inputs, "inputs")
         self._outputs = copy_fields(outputs, "outputs")
         self._details = copy_fields(details, "details") if details else _NOTHING
-        self._shape: Shape | None = None
         self.erased = bool(self._details) and _is_erased(self)
 
     @classmethod
@@ -125,17 +127,15 @@ class Exchange:
         made._inputs = inputs
         made._outputs = outputs
         made._details = details or _NOTHING
-        made._shape = None  # most of what is read is not rendered
         made.erased = bool(details) and _is_erased(made)
         return made
 
-    @property
-    def shape(self) -> Shape:
-        """The names of the inputs and of the outputs; exchanges of one shape share one tuple."""
-        shape = self._shape
-        if shape is None:
-            self._shape = shape = _shape(tuple(self._inputs), tuple(self._outputs))
-        return shape
+    def __getattr__(self, name: str) -> Any:
+        """Find the shape at the first look; most of what is read is rendered by nobody."""
+        if name != "shape":
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        self.shape = _shape(tuple(self._inputs), tuple(self._outputs))
+        return self.shape
 
     @property
     def inputs(self) -> dict[str, Any]:

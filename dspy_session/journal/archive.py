@@ -276,10 +276,23 @@ class Archive:
         if written is not None:
             older, count = older_part(written.state.held), len(written.state)
             ends_unread = older is not None and 0 < count <= len(older)
-            return self._reread(written.ref, newest) if ends_unread else written
+            is_stale = moved and self.has_erased_since(held, source)
+            return self._reread(written.ref, newest) if ends_unread or is_stale else written
         if self.store.ref(id) is not None:
             raise _exists(id)
         raise _conflict(held.ref.id)
+
+    def has_erased_since(self, held: Held, there: Ref | None) -> bool:
+        """Return whether content may have been erased since a conversation was read.
+
+        Args:
+            held: The conversation as it was read or written last.
+            there: Its ref as the store has it now; where that cannot tell, it may have been.
+        """
+        if there is None or there.family != held.ref.family or isinstance(there, DamagedRef):
+            return True
+        row = opened(StoredState, there.body, self.seal, about_body(there.id, there.family))
+        return row.erasure != held.erasure
 
     def _reread(self, ref: Ref, newest: int | None) -> Held:
         try:
@@ -449,7 +462,9 @@ class Archive:
                 continue
             path = self.store.walk(ref.family, ref.head, node.depth)
             if path and path[0].key == node.key:
-                return self.turns_of(ref, node.depth, node.depth + 1)[0]
+                turn = self.turns_of(ref, node.depth, node.depth + 1)[0]
+                if turn.answers(request_id):
+                    return turn
         return None
 
 

@@ -239,10 +239,12 @@ class Journal:
             return self.archive.fork(self.held, id, state, self._newest)
         except ConflictError as error:  # this one was deleted, or took another path
             try:
-                origin = self.archive.ref(self.held.ref.id).id
-                return self.archive.create(id, state, origin=origin)
+                there = self.archive.ref(self.held.ref.id)
+                if not self.archive.has_erased_since(self.held, there):
+                    return self.archive.create(id, state, origin=there.id)
             except (FormatError, StoreError) as gone:
                 raise error from gone
+            raise  # else what was erased would be written again
 
     def over(self, held: Held) -> Journal:
         """Return a journal like this one for another session.
@@ -288,7 +290,7 @@ class Journal:
         """
         with self._mutex:
             if self._unsaved:
-                return next((turn for turn in read() if turn.request_id == request_id), None)
+                return next((turn for turn in read() if turn.answers(request_id)), None)
             self.refresh(publish)
             return self.archive.answered(self.held, request_id)
 

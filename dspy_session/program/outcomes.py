@@ -94,7 +94,7 @@ def answered_meanwhile(state: SessionState, outcome: Outcome) -> Turn | None:
     if request_id is None or not outcome.step.records:
         return None
     since = range(max(state.first, outcome.step.after), state.stop)
-    return next((t for t in map(state.turn, since) if t.request_id == request_id), None)
+    return next((turn for turn in map(state.turn, since) if turn.answers(request_id)), None)
 
 
 def answer_to(state: SessionState, request_id: str) -> Turn | None:
@@ -105,7 +105,7 @@ def answer_to(state: SessionState, request_id: str) -> Turn | None:
         request_id: The request's id.
     """
     newest_first = map(state.turn, range(state.stop - 1, state.first - 1, -1))
-    return next((turn for turn in newest_first if turn.request_id == request_id), None)
+    return next((turn for turn in newest_first if turn.answers(request_id)), None)
 
 
 def returned_again(turn: Turn, options: SessionOptions) -> Any:
