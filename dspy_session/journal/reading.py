@@ -29,7 +29,7 @@ from dspy_session.journal.payloads import (
 )
 from dspy_session.journal.sealing import Seal
 from dspy_session.journal.steps import Steps, Walk
-from dspy_session.journal.unread import Lane, OlderTurns, Seen
+from dspy_session.journal.unread import Lane, OlderTurns, windows
 from dspy_session.journal.writing import Seed
 from dspy_session.parts import (
     fields_from_wire,
@@ -240,13 +240,13 @@ class Reading:
         known = self._known(steps)
         exchanges = self.exchanges(steps)
         log = log_of(exchanges)
-        windows = Seen(self, steps, log, first).windows(steps)
+        seen = windows(self, steps, log, first)
         beside = before
         turns: list[Turn] = []
         depth = steps.depth
         try:
             for mark, row, exchange, window, there in zip(
-                steps.marks, steps.rows, exchanges, windows, known, strict=True
+                steps.marks, steps.rows, exchanges, seen, known, strict=True
             ):
                 if mark.base == depth:
                     beside = NOTHING_BESIDE

@@ -16,7 +16,7 @@ from dspy_session.journal.steps import Steps
 if TYPE_CHECKING:  # it makes these, and they read with it
     from dspy_session.journal.reading import Reading
 
-__all__ = ["Lane", "OlderTurns", "Seen"]
+__all__ = ["Lane", "OlderTurns", "windows"]
 
 _MARKS: Final = 2
 
@@ -157,39 +157,35 @@ class Lane:
         return self._key if is_it else None
 
 
-class Seen:
-    """What the turns of a chain saw."""
+def windows(reading: Reading, steps: Steps, log: PVector[Exchange], first: int) -> Iterator[Window]:
+    """Yield what each of some turns saw.
 
-    def __init__(self, reading: Reading, steps: Steps, log: PVector[Exchange], first: int) -> None:
-        self._reading, self._epoch = reading, Epoch()
-        self._offset, self._log = first, log
-        oldest = steps.oldest_seen(first) if first else first
-        if oldest < first:  # turns that were trimmed meanwhile
-            gone = reading.lane(steps.marks[0].key, oldest, first, after=True)
-            self._offset, self._log = oldest, deferred(gone, log)
+    Args:
+        reading: Reads what is of another chain.
+        steps: The turns as they are stored.
+        log: What the turns of their chain exchanged.
+        first: The index of the first of these.
 
-    def windows(self, steps: Steps) -> Iterator[Window]:
-        """Yield what each turn saw.
-
-        Args:
-            steps: The turns as they are stored.
-
-        Raises:
-            FormatError: A turn says that it saw what it cannot have seen.
-        """
-        reading, log, offset, epoch = self._reading, self._log, self._offset, self._epoch
-        for depth, row in enumerate(steps.rows, steps.depth):
-            seed = () if row.seed is None else reading.seed(row.seed)
-            view = ALL_SHOWN if row.view is None else reading.view(row.view)
-            start, stop = row.start, depth - row.unseen
-            if start == stop:
-                yield Window(seed=seed, offset=start, start=start, stop=stop, view=view)
-            elif not 0 <= start < stop:
-                raise FormatError(f"it saw the turns from {start} to {stop}")
-            elif row.lane is not None:
-                lane: PVector[Exchange] = deferred(reading.lane(row.lane, start, stop), vector())
-                yield Window(seed, lane, start, start, stop, Epoch(), view)
-            elif stop > depth:
-                raise FormatError(f"it saw turn {stop}, which came later")
-            else:  # by position: that is faster
-                yield Window(seed, log, offset, start, stop, epoch, view)
+    Raises:
+        FormatError: A turn says that it saw what it cannot have seen.
+    """
+    offset, epoch = first, Epoch()
+    oldest = steps.oldest_seen(first) if first else first
+    if oldest < first:  # turns that were trimmed meanwhile
+        gone = reading.lane(steps.marks[0].key, oldest, first, after=True)
+        offset, log = oldest, deferred(gone, log)
+    for depth, row in enumerate(steps.rows, steps.depth):
+        seed = () if row.seed is None else reading.seed(row.seed)
+        view = ALL_SHOWN if row.view is None else reading.view(row.view)
+        start, stop = row.start, depth - row.unseen
+        if start == stop:
+            yield Window(seed=seed, offset=start, start=start, stop=stop, view=view)
+        elif not 0 <= start < stop:
+            raise FormatError(f"it saw the turns from {start} to {stop}")
+        elif row.lane is not None:
+            lane: PVector[Exchange] = deferred(reading.lane(row.lane, start, stop), vector())
+            yield Window(seed, lane, start, start, stop, Epoch(), view)
+        elif stop > depth:
+            raise FormatError(f"it saw turn {stop}, which came later")
+        else:  # by position: that is faster
+            yield Window(seed, log, offset, start, stop, epoch, view)
