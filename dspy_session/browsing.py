@@ -168,10 +168,10 @@ class Browsing:
     ) -> list[SearchHit]:
         """Find a text in the inputs and outputs of turns, whether in capitals or not.
 
-        The sessions written last come first, and of each the newest turns. All turns are looked
-        at, some at a time; a turn that sessions share is decoded once. Fields in `redact_fields`
-        are passed over, and so is what is damaged, as the log says. What is written meanwhile may
-        be missed.
+        The sessions written last come first, each with its forks, and of each the newest turns. All
+        turns are looked at, some at a time; a turn that sessions share is decoded once. Fields in
+        `redact_fields` are passed over, and so is what is damaged, as the log says. What is written
+        meanwhile may be missed.
 
         Args:
             text: The text; in values that are no text, their texts and numbers are looked through.

@@ -18,16 +18,15 @@ from typing import Any
 import dspy
 
 from dspy_session.core.options import SessionOptions
-from dspy_session.core.state import SessionState
 from dspy_session.errors import CallError
 from dspy_session.files import AnyPath
 from dspy_session.program.fingerprints import fingerprints
 from dspy_session.program.prompts import Prompter
 from dspy_session.program.run import Told
+from dspy_session.program.settings import call_settings
 from dspy_session.program.stand_ins import Sent
 from dspy_session.prompt_changes import Drift, compared
 from dspy_session.prompt_values import Prompt, Prompts, TurnPrompts
-from dspy_session.session import Session
 from dspy_session.setups import Recorded, setup_for
 
 __all__ = ["drift", "drift_baseline", "render_prompts"]
@@ -58,6 +57,7 @@ def render_prompts(
 
     Raises:
         CallError: Something was given that cannot be it.
+        OptionError: `instructions` are none.
         ModuleTypeError: `program` is not a `dspy.Module`.
         HistoryError: No conversation can reach the program.
 
@@ -71,7 +71,8 @@ def render_prompts(
     """
     if not isinstance(adapter, dspy.Adapter | None):
         raise CallError(f"adapter must be a dspy.Adapter, not {type(adapter).__name__}.")
-    one = isinstance(conversations, Session | SessionState)
+    call_settings(lm=lm)  # which refuses what is none
+    one = isinstance(conversations, Recorded) or not isinstance(conversations, Iterable)
     given: list[Recorded] = [conversations] if one else list(conversations)  # type: ignore[list-item, arg-type]
     turns: list[TurnPrompts] = []
     digests: dict[str, str] = {}

@@ -127,7 +127,7 @@ class Maintaining(Browsing):
 
         Args:
             session_id: The session's id.
-            index: The turn's index; one that was undone is a turn, too.
+            index: The turn's index; one that was undone or summarised is a turn, too.
 
         Returns:
             Which sessions had it.

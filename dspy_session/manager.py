@@ -66,8 +66,8 @@ class SessionManager(Maintaining):
         key: Encrypts what is stored; `new_secret()` makes one.
         old_keys: Keys that stored sessions may have, too; None stands for no encryption.
         compress_over: From how many bytes on a turn is compressed; None for never.
-        max_session_size: How many bytes a session may have. When it has as many, a call is refused
-            before a model is asked. None for any number.
+        max_session_size: How many bytes a session may have, as it was stored last. When it has as
+            many, a call is refused before a model is asked. None for any number.
         read_turns: How many of the newest turns are read when a session is opened; the others are
             read when somebody looks. None for those that the model is shown.
         **keywords: What every session has, as for `sessionify`.

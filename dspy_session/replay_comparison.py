@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
-from dspy_session.errors import OptionError
+from dspy_session.errors import CallError, OptionError
 from dspy_session.replay_report import (
     CLOSE,
     SIDES,
@@ -179,8 +179,15 @@ def compare_replays(*reports: ReplayReport) -> ReplayComparison:
         *reports: What `replay_all` returned, each under a name of its own.
 
     Raises:
+        CallError: One of them is no report of `replay_all`.
         OptionError: There is none, two have one name, or they are of other conversations.
     """
+    for report in reports:
+        if not isinstance(report, ReplayReport):
+            raise CallError(
+                "compare_replays takes what replay_all(...) returned, also for one conversation, "
+                f"not {type(report).__name__}."
+            )
     names = [report.name for report in reports]
     if not reports or len({*names, *SIDES}) != len(names) + len(SIDES):
         raise OptionError(

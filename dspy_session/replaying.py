@@ -10,6 +10,8 @@ inside the program. What a program does beside calling a model, its tools do in 
 from __future__ import annotations
 
 import contextvars
+import math
+import numbers
 import secrets
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -217,16 +219,18 @@ def _manner(keywords: Mapping[str, Any]) -> _Manner:
         raise CallError(f"metric must be callable, not {type(manner.metric).__name__}.")
     if manner.approver is not None and not callable(manner.approver):
         raise CallError(f"approver must be callable, not {type(manner.approver).__name__}.")
+    if not isinstance(score := manner.failure_score, numbers.Real) or not math.isfinite(score):
+        raise OptionError(f"failure_score must be a finite number, not {score!r}.")
     return manner
 
 
 def _with_golds(conversations: Iterable[Recorded], gold: Any) -> Iterable[tuple[Recorded, Gold]]:
-    if isinstance(conversations, Recorded):
+    if isinstance(conversations, Recorded) or not isinstance(conversations, Iterable):
         raise CallError("replay_all takes a list of conversations. For one, there is replay(...).")
     given = list(conversations)
     if gold is None or isinstance(gold, dspy.Example):
         return [(conversation, gold) for conversation in given]
-    golds = list(gold)
+    golds = list(gold) if isinstance(gold, Iterable) else [gold]
     if len(golds) != len(given):
         raise CallError(
             "gold must be one dspy.Example, or a list with the gold of each conversation: there "
@@ -253,7 +257,9 @@ class _Plan:
             metric=manner.metric,
             golds=None if gold is None else golds_of(turns, gold, setup.options),
             adapter=manner.adapter,
-            settings=call_settings(lm=manner.lm, config={**fresh, **(manner.config or {})}),
+            settings=call_settings(config=fresh).updated(
+                call_settings(lm=manner.lm, config=manner.config)
+            ),
             instructions=setup.instructions,
             hooks=as_hooks(manner.hooks),
             approver=manner.approver,

@@ -71,8 +71,8 @@ class StoreStatistics(msgspec.Struct, frozen=True):
 
     Attributes:
         session_count: How many sessions.
-        turn_count: How many turns, those included that can be redone; what sessions share counts
-            once.
+        turn_count: How many turns, those included that can be redone, and those that were left
+            behind until `vacuum` deletes them; what sessions share counts once.
         size_bytes: How many bytes are stored for them.
         recent: The sessions that were written last, the latest first.
     """

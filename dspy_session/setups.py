@@ -8,6 +8,7 @@ import dspy
 import msgspec
 
 from dspy_session.core.options import SessionOptions
+from dspy_session.core.profile import as_instructions
 from dspy_session.core.state import SessionState
 from dspy_session.errors import CallError
 from dspy_session.program.anatomy import check_module
@@ -52,6 +53,7 @@ def setup_for(
 
     Raises:
         CallError: `given` or `options` is something else, or there is no program.
+        OptionError: `instructions` are none.
         ModuleTypeError: `program` is not a `dspy.Module`.
         HistoryError: No conversation can reach the program.
     """
@@ -62,6 +64,8 @@ def setup_for(
         )
     if not isinstance(options, SessionOptions | None):
         raise CallError(f"options must be SessionOptions, not {type(options).__name__}.")
+    if not callable(instructions):
+        as_instructions(instructions)  # which refuses what is none; otherwise each turn would
     if isinstance(given, Session):
         state, chosen = given.state, options or given._chosen
         program = given if program is None else program

@@ -12,7 +12,7 @@ from dspy.streaming import StatusMessageProvider
 from dspy_session.asking import Asking
 from dspy_session.core.data import Data
 from dspy_session.core.session_data import SessionData
-from dspy_session.errors import TurnIndexError
+from dspy_session.errors import CallError, TurnIndexError
 from dspy_session.program.events import StreamEvent
 from dspy_session.program.settings import CallSettings, call_settings
 
@@ -96,6 +96,7 @@ class Using(Asking):
 
         Raises:
             TurnIndexError: There is no such turn.
+            CallError: It was erased in a store, and no inputs are given.
             Exception: As for calling the session; the conversation is as it was.
         """
         return self.using().regenerate(index, **inputs)
@@ -202,7 +203,13 @@ class SessionCall:
             if state.last is None:
                 raise TurnIndexError("There is no turn to ask again: the conversation is empty.")
             index = state.last.index
-        return {**state.turn(index).inputs, **inputs}, index
+        turn = state.turn(index)
+        if turn.erased and not inputs:
+            raise CallError(
+                f"Turn {index} was erased, so what was asked is not known any more. Give the "
+                "inputs: session.regenerate(index, question=...)."
+            )
+        return {**turn.inputs, **inputs}, index
 
     def _afresh(self) -> CallSettings:
         fresh = CallSettings(config={"rollout_id": secrets.randbits(_ROLLOUT_BITS)})

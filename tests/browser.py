@@ -6,12 +6,10 @@ Both come with the system (Debian: `chromium`, `chromium-driver`); nothing of Py
 import base64
 import contextlib
 import json
+import re
 import shutil
-import socket
 import subprocess
 import tempfile
-import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +17,7 @@ from typing import Any
 
 CHROMIUM = shutil.which("chromium")
 DRIVER = shutil.which("chromedriver")
-_TRIES = 200
+_PATIENCE = 300.0
 
 
 class Browser:
@@ -32,7 +30,7 @@ class Browser:
         """What the driver answers."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self._root}{path}", data=data, method=method)
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=_PATIENCE) as answer:
             return json.load(answer)["value"]
 
     def command(self, name: str, **params: Any) -> Any:
@@ -77,16 +75,12 @@ def browser() -> Iterator[Browser]:
     """A browser of its own, gone in the end."""
     if CHROMIUM is None or DRIVER is None:
         raise FileNotFoundError("There is no chromium, or no chromedriver, on the PATH.")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    root = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         driver = subprocess.Popen(
-            [DRIVER, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [DRIVER, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
         try:
-            _wait(root)
+            root = f"http://127.0.0.1:{_port(driver)}"
             arguments = ["--headless=new", "--no-sandbox", "--hide-scrollbars"]
             options = {"binary": CHROMIUM, "args": [*arguments, f"--user-data-dir={profile}"]}
             wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
@@ -99,13 +93,15 @@ def browser() -> Iterator[Browser]:
                 made.ask("DELETE", "")
         finally:
             driver.terminate()
-            driver.wait()
+            driver.communicate()
 
 
-def _wait(root: str) -> None:
-    for _ in range(_TRIES):
-        with contextlib.suppress(urllib.error.URLError, ConnectionError):
-            Browser(root).ask("GET", "/status")
-            return
-        time.sleep(0.05)
-    raise TimeoutError("The driver of the browser does not answer.")
+def _port(driver: subprocess.Popen[str]) -> str:
+    """Where a driver listens: it chooses a port that is free, and says so when it is ready."""
+    assert driver.stdout is not None
+    said = list[str]()
+    for line in driver.stdout:
+        said.append(line)
+        if found := re.search(r"started successfully on port (\d+)", line):
+            return found[1]
+    raise RuntimeError(f"The driver of the browser does not start:\n{''.join(said)}")

@@ -91,7 +91,8 @@ class Server:
 
     def start(self) -> None:
         """Starts it, and returns once it answers."""
-        for port in [self.port] if self.port else random.sample(PORTS, 5):
+        drawn = random.SystemRandom().sample(PORTS, 5)  # whatever seeds a test has set
+        for port in [self.port] if self.port else drawn:
             if self._starts_on(port):
                 self.port = port
                 return
@@ -99,9 +100,12 @@ class Server:
 
     def kill(self) -> None:
         """Ends it at once (SIGKILL); its files stay."""
-        watch = self._watched()
+        watch, workers = self._watched(), _children(self._pid)
         os.kill(self._pid, signal.SIGKILL)
         watch.wait()
+        until = time.monotonic() + PATIENCE
+        while any(map(_runs, workers)) and time.monotonic() < until:
+            time.sleep(0.001)  # they end when they see it, and may answer until then
         self._leave()
 
     def stop(self) -> None:
@@ -172,6 +176,26 @@ def _free(port: int) -> bool:
         except OSError:
             return False
     return True
+
+
+def _children(pid: int) -> list[int]:
+    """The processes that a process has started, where the system tells."""
+    return [
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/stat")
+        if _state(path)[1:] == [str(pid)]
+    ]
+
+
+def _runs(pid: int) -> bool:
+    return _state(Path(f"/proc/{pid}/stat"))[:1] not in ([], ["Z"])
+
+
+def _state(stat: Path) -> list[str]:
+    """The state of a process and its parent; nothing if it is gone."""
+    with contextlib.suppress(OSError):
+        return stat.read_text().rpartition(")")[2].split()[:2]
+    return []
 
 
 class PostgresServer(Server):

@@ -49,7 +49,7 @@ def test_every_command_has_help_with_the_shared_options(run: Commands) -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["lsit"], "No such command 'lsit'. Did you mean 'list'"),
+        (["lsit"], "No such command 'lsit'. Did you mean 'list'? `dspy-session"),
         (["demo", "--max-turns", "-1"], "'--max-turns'"),
         (["demo", "--max-turns", "many"], "'--max-turns'"),
         (["list", "--limt", "1"], "No such option: --limt"),

@@ -1,12 +1,15 @@
 """`dspy-session chat` with a real `dspy.LM` over HTTP: answers, and all that can go wrong."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import dspy
 import pytest
 
 from tests.chats import Commands, opened, stored
+from tests.commands import arguments_of, environment, process
 from tests.loopback import (
     CONTEXT_WINDOW_EXCEEDED,
     NOT_JSON,
@@ -117,6 +120,46 @@ def test_no_network(cli: Commands) -> None:
     assert "failed to connect to 127.0.0.1:9" in ended.err
     assert "Check the network" in ended.err
     assert stored() == []
+
+
+LOGGED: Final = """\
+import logging
+
+import dspy
+
+
+class Logged(dspy.Module):
+    def forward(self, question):
+        logging.getLogger("dspy.predict.any").warning("The answer\\nwas cut.\\n\\nA traceback.")
+        logging.getLogger("dspy.clients.model_metadata").warning("Prices cannot be fetched.")
+        return dspy.Prediction(answer="Hi.")
+"""
+
+
+def test_what_dspy_logs_is_a_line_and_of_prices_none(cli: Commands) -> None:
+    Path("logged.py").write_text(LOGGED)
+    logger = logging.getLogger("dspy")
+    before = logger.handlers[:]
+    options = ["--program", "logged:Logged"]
+    assert cli.chat("Hi", options=options) == (0, "Hi.\n", "dspy-session: The answer was cut.\n")
+    assert cli.typed("Hi", options=options).lines[3:] == ["> The answer was cut.", "Hi.", "> "]
+    assert logger.handlers == before
+
+
+def test_prices_that_cannot_be_fetched_leave_the_answer_alone(tmp_path: Path) -> None:
+    with LoopbackServer(say) as server:
+        given = [*options(server), "--no-stream", "--model", "openai/gpt-4o-mini"]
+        done = process(
+            arguments_of(str(tmp_path / "chats.db"), "chat", *given),
+            stdin=None,
+            input=b"Hi\n",
+            env=environment(
+                OPENAI_API_KEY="none",
+                LITELLM_LOCAL_MODEL_COST_MAP="false",
+                LITELLM_MODEL_COST_MAP_URL="http://127.0.0.1:9/prices.json",
+            ),
+        )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"the answer to Hi\n", b"")
 
 
 def test_no_key(cli: Commands, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,6 +82,9 @@ def test_list_by_metadata(run: Commands) -> None:
     assert ids(run, "--where", "app=shop", "--where", "app=bank") == ["-dash"]
     none = run("list", "--where", "app=NaN")
     assert (none.out, none.err) == ("", "dspy-session: There are no such sessions.\n")
+    assert run("delete", "--yes", "ada", FORK, "--", "-dash").status == 0
+    none = run("list")
+    assert (none.out, none.err) == ("", "dspy-session: There are no sessions.\n")
 
 
 # show

@@ -108,6 +108,10 @@ def test_a_terminal_without_unicode(store: str) -> None:
     text = done.stdout.decode("ascii")
     assert "|  `- 1  I meant Bergen." in text
     assert r"ada/2 \U0001f642" in text
+    given = arguments_of(store, "chat", "--scripted", "--session", "ada")
+    done = process(given, stdin=None, input=b"/tree\n", env=env)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert "|  `- 1  I meant Bergen." in done.stdout.decode("ascii")
     done = process(arguments_of(store, "show", "ada/3 🙂"), env=env)
     assert r"There is no session 'ada/3 \U0001f642'" in done.stderr.decode("ascii")
 
@@ -215,6 +219,25 @@ def test_control_c(store: str) -> None:
     assert (running.returncode, out, err) == (130, b"", b"")
 
 
+@pytest.mark.parametrize("module", ["dspy_session.cli.ending", "msgspec", "typer", "rich.text"])
+def test_control_c_while_it_loads(module: str) -> None:
+    done = process([sys.executable, "-c", _INTERRUPTED, module])
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
+_INTERRUPTED = """
+import sys
+from importlib.abc import MetaPathFinder
+from dspy_session import cli
+
+class CtrlC(MetaPathFinder):
+    def find_spec(self, name, *_):
+        if name == sys.argv[1]:
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, CtrlC())
+sys.exit(cli.main(["list"]))
+"""
 _WAITS = """
 import sys, time
 from dspy_session import cli

@@ -7,7 +7,6 @@ import re
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import dspy
@@ -85,15 +84,16 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_command(tmp_path: Path) -> None:
-    began = time.monotonic()
+    began = os.times()
     done = run_command(tmp_path, "demo")
-    took = time.monotonic() - began
+    ended = os.times()
     assert (done.returncode, done.stderr) == (0, "")
     assert [line for line in KEY_LINES if line not in done.stdout] == []
     assert "\x1b" not in done.stdout
     assert done.stdout.isascii()  # readable on any terminal
     assert list(tmp_path.iterdir()) == []
-    assert took < 60  # ten seconds are promised; a loaded test machine may need more
+    took = ended.children_user - began.children_user + ended.children_system
+    assert took - began.children_system < 30  # of a processor: ten are promised, of a quick one
 
 
 @pytest.mark.usefixtures("no_network")

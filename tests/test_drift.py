@@ -14,6 +14,7 @@ from dspy.adapters.baml_adapter import BAMLAdapter
 from dspy_session import (
     CallError,
     FormatError,
+    OptionError,
     Prompts,
     Session,
     SessionOptions,
@@ -671,11 +672,21 @@ def test_X9_a_baseline_that_is_none_is_refused(tmp_path: Path, text: str, words:
     assert session.state is before
 
 
-def test_X9_bad_input_is_refused() -> None:
+def test_X9_bad_input_is_refused(tmp_path: Path) -> None:
     session = recorded("a")
     adapter: Any = "json"
     with pytest.raises(CallError, match="adapter must be"):
         render_prompts(session, adapter=adapter)
+    lm: Any = "openai/gpt-4o-mini"
+    with pytest.raises(CallError, match="lm= must be"):
+        render_prompts(session, lm=lm)
+    told: Any = 5
+    with pytest.raises(OptionError, match="instructions must be text"):
+        drift_baseline(tmp_path / "prompts.json", session, instructions=told)
+    assert not any(tmp_path.iterdir())
+    nothing: Any = None
+    with pytest.raises(CallError, match="Session or a SessionState"):
+        render_prompts(nothing)
     with pytest.raises(CallError, match="has no program"):
         render_prompts(session.state)
     given: Any = ["ada.json"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 import dspy
@@ -13,9 +15,16 @@ from dspy_session.core.chat_view import state_messages, to_openai
 from dspy_session.core.options import SessionOptions
 from dspy_session.core.state import SessionState, start, visible_window
 from dspy_session.core.tokens import token_count
-from dspy_session.core.transitions import annotate, replace_turn, rewind, undo
+from dspy_session.core.transitions import annotate, replace_turn, rewind, summarized, undo
+from dspy_session.core.window import seed_exchanges
 from dspy_session.core.writes import write
-from dspy_session.errors import ConflictError, SessionNotFoundError, StoreError, TurnIndexError
+from dspy_session.errors import (
+    CallError,
+    ConflictError,
+    SessionNotFoundError,
+    StoreError,
+    TurnIndexError,
+)
 from dspy_session.journal.archive import Archive, Held
 from dspy_session.journal.checking import verify
 from dspy_session.journal.digests import digests as digests_of
@@ -250,6 +259,33 @@ def test_X12_an_undone_turn_can_be_erased() -> None:
     assert archive.load("chat").state.undone[0].erased
 
 
+def test_X12_a_summarised_turn_can_be_erased() -> None:
+    store, archive, held = conversation()
+    fork = archive.fork(held, "fork")
+    again = held.state
+    for number, keep in enumerate((2, 1)):  # the turn stays, then it is summarised, too
+        again = summarized(again, seed_exchanges([{"question": "So far?", "answer": "A."}]), keep)
+        again = said(again, f"after {number}", "yes")
+    held = archive.write(held, again)
+    assert (held.state.first, [len(each) for each in held.state.earlier]) == (5, [5, 3])
+    for index, text in ((2, SECRET), (5, "after 0")):
+        assert text in texts(store, archive)
+        found = erase(archive, "chat", index)
+        assert found.sessions == (("chat", "fork") if index == 2 else ("chat",))
+        assert text not in texts(store, archive)
+    loaded = archive.load("chat").state
+    assert [[turn.index for turn in each if turn.erased] for each in loaded.earlier] == [[2], [5]]
+    assert [turn.erased for turn in loaded] == [True, False]
+    assert archive.load("fork").state.turns[2].erased
+    assert verify(archive, "chat").ok
+    assert verify(archive, fork.ref.id).ok
+    before = texts(store, archive)
+    for index in (-1, 7):
+        with pytest.raises(TurnIndexError, match="those from 5 to 6"):
+            erase(archive, "chat", index)
+    assert texts(store, archive) == before
+
+
 def test_X12_an_erasure_that_could_not_be_written_changed_nothing() -> None:
     inner, _, held = conversation()
     store = WatchedStore(inner)
@@ -388,6 +424,37 @@ def test_X12_a_session_over_an_erased_turn_answers_and_undoes() -> None:
         session(question="Anew.")
     assert [turn.erased for turn in session.turns] == [False, False, False]
     assert verify(archive, "chat").ok
+
+
+def test_X12_an_erased_turn_is_asked_again_with_other_inputs_only() -> None:
+    _, archive, _ = conversation()
+    erase(archive, "chat", 2)
+    session = Session.kept(Journal(archive, archive.load("chat")), dspy.Predict(QA))
+    before, lm = session.state, scripted()
+    with dspy.context(lm=lm):
+        for again in (session.regenerate, lambda index: asyncio.run(session.aregenerate(index))):
+            with pytest.raises(CallError, match="Turn 2 was erased"):
+                again(2)
+            assert (session.state, lm.prompts) == (before, [])
+        assert session.regenerate(2, question="another").answer == "answer to another"
+    assert [turn.erased for turn in session.turns] == [False, False, False]
+
+
+def test_X12_a_session_that_is_forked_meanwhile_has_it_erased(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store, archive, held = conversation()
+    forks, replaced = [], store.replace_payloads
+
+    def forked_before(family: int, payloads: Mapping[int, bytes]) -> None:
+        forks.append(archive.fork(held, "fork"))
+        replaced(family, payloads)
+
+    monkeypatch.setattr(store, "replace_payloads", forked_before)
+    assert erase(archive, "chat", 2).sessions == ("chat", "fork")
+    fresh = archive.refresh(forks[0])
+    assert fresh is not forks[0]
+    assert fresh.state.turns[2].erased
 
 
 @pytest.mark.parametrize("newest", [None, 1])

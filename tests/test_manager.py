@@ -564,6 +564,21 @@ def test_C13_a_session_that_is_full_is_refused_before_a_model_is_asked(store: St
     assert questions(manager.load_session("ada")) == ["short"]
 
 
+def test_C13_of_a_session_that_is_saved_by_hand_what_is_stored_counts(store: Store) -> None:
+    manager = manager_of(store, max_session_size=3000, compress_over=None, autosave=False)
+    session = manager.open("ada")
+    talk(session, "x" * 3000, "two")  # neither is stored yet
+    manager.save_session(session)
+    with unchanged(store, SessionSizeError, "3000", "and save it"):
+        talk(session, "three")
+    session.truncate(0)
+    with unchanged(store, SessionSizeError, "3000", "and save it"):
+        talk(session, "three")
+    manager.save_session(session)
+    talk(session, "short")
+    assert questions(session) == ["short"]
+
+
 def test_C13_long_turns_are_compressed(store: Store) -> None:
     said = {"question": "tea " * 20_000}
     sizes = []

@@ -13,6 +13,7 @@ from dspy_session import SessionOptions, SessionState, sessionify, step
 from dspy_session.program.anatomy import has_inner_agents
 from dspy_session.testing import Prompt
 from tests.modules import ANSWERS, Speaker, converse, deprecated_modules, tells
+from tests.uncollected import uncollected
 
 NAMED = "question -> answer"
 
@@ -133,7 +134,8 @@ def test_D3_the_agents_inside_attempts_and_threads_count_too() -> None:
             return dspy.Parallel(num_threads=2, disable_progress_bar=True)(jobs)[-1]
 
     for program in (best, InThreads(), Around(lambda a, t: a, agent=best)):
-        outputs, details = kept(program)
+        with uncollected():
+            outputs, details = kept(program)
         assert (list(outputs), sorted(details)) == (["answer"], ["reasoning", "trajectory"])
 
 

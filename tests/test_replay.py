@@ -508,6 +508,10 @@ def test_X8_no_bar_where_there_is_no_terminal(capfd: pytest.CaptureFixture[str])
         ({"lm": "gpt"}, CallError, "lm= must be"),
         ({"metric": 3}, CallError, "metric must be"),
         ({"options": {}}, CallError, "options must be"),
+        ({"config": 0.2}, CallError, "config= must be"),
+        ({"instructions": 3}, OptionError, "instructions must be text"),
+        ({"failure_score": "bad"}, OptionError, "failure_score must be"),
+        ({"failure_score": float("nan")}, OptionError, "failure_score must be"),
         ({"gold": [dspy.Example()]}, CallError, "2 turns"),
     ],
 )
@@ -535,12 +539,18 @@ def test_X8_what_cannot_be_replayed_is_refused() -> None:
         replay(session, dspy.Predict("question -> history"))
     with pytest.raises(OptionError, match="num_threads"):
         replay_all([session], num_threads=0)
-    for alone in (session, session.state):
+    for alone in (session, session.state, 5):
         one: Any = alone
         with pytest.raises(CallError, match="a list of conversations"):
             replay_all(one)
+    gold: Any = 5
+    with pytest.raises(CallError, match="gold must be"):
+        replay_all([session, session], gold=gold)
     with pytest.raises(OptionError, match="name of its own"):
         compare_replays()
+    single: Any = replay(session, lm=scripted())
+    with pytest.raises(CallError, match="not Replay"):
+        compare_replays(single)
     reports = [replay_all(s, lm=scripted(), name=n) for s, n in (([session], "x"), ([], "y"))]
     with pytest.raises(OptionError, match="other conversations"):
         compare_replays(*reports)

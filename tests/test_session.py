@@ -22,7 +22,7 @@ from dspy_session import (
     step,
 )
 from dspy_session.testing import ScriptedLM
-from tests.streams import SOON
+from tests.streams import SOON, until
 from tests.talk import (
     QA,
     Asker,
@@ -682,12 +682,13 @@ def test_A14_a_cancelled_call_leaves_the_very_same_state() -> None:
 def test_A14_a_cancelled_sync_program_does_not_record_later() -> None:
     import threading
 
-    started, go = threading.Event(), threading.Event()
+    started, go, ended = threading.Event(), threading.Event(), threading.Event()
 
     class Slow(dspy.Module):
         def forward(self, question: str) -> str:
             started.set()
-            go.wait(SOON)
+            assert go.wait(SOON)
+            ended.set()
             return "late"
 
     async def cancel(session: Session) -> None:
@@ -695,9 +696,10 @@ def test_A14_a_cancelled_sync_program_does_not_record_later() -> None:
         while not started.is_set():
             await asyncio.sleep(0.001)
         task.cancel()
-        asyncio.get_running_loop().call_later(0.02, go.set)
         with pytest.raises(asyncio.CancelledError):
             await task
+        go.set()
+        await until(ended.is_set)
 
     session = sessionify(Slow())
     before = session.state

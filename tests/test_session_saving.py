@@ -234,7 +234,7 @@ def test_D12_no_program_state_in_the_file_and_a_warning_that_says_so(tmp_path: P
     assert Path(caught[0].filename) == Path(__file__)
     assert "of someone else" not in (tmp_path / "talk.json").read_text("utf-8")
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         plain = sessionify(Asker())
         plain.save(tmp_path / "plain.json")
         with pytest.raises(UserWarning):

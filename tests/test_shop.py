@@ -18,6 +18,7 @@ from tests.house import PROJECT
 from tests.loopback import SERVER_ERROR, Body, Completion, Failure, LoopbackServer
 from tests.matrix_parts import MODEL
 from tests.test_documentation import Block, python_blocks, run_blocks
+from tests.uncollected import uncollected
 
 GUIDE = PROJECT / "docs" / "guide" / "shop.md"
 TEA, MUG, VIEW, CLEAR, BUY = (
@@ -140,7 +141,7 @@ def test_K3_many_visitors_share_the_program_and_no_cart(shop: Any) -> None:
                 _, state = step(state, shop.assistant, {"request": MUG})
         return state.data
 
-    with LoopbackServer(answering(shop)) as server, ThreadPoolExecutor(8) as pool:
+    with uncollected(), LoopbackServer(answering(shop)) as server, ThreadPoolExecutor(8) as pool:
         found = list(pool.map(visit, range(24), [server] * 24))
     for number, data in enumerate(found):
         mugs = {"mug": number % 3} if number % 3 else {}

@@ -23,6 +23,7 @@ from dspy_session.stores.tables import Tables
 from dspy_session.testing import store_contract
 from tests.damage import damage
 from tests.documents import Dicts, Folder
+from tests.streams import SOON
 
 PLACES: dict[str, str] = {}
 """Where the running test's stores are; a factory takes no arguments."""
@@ -52,8 +53,8 @@ TestMemory = store_contract(MemoryStore, damage=damage)
 
 TestSQLite = pytest.mark.usefixtures("folder")(
     store_contract(
-        lambda: SQLStore(f"sqlite:///{PLACES['folder']}/chats.db"),
-        reopen=lambda _: SQLStore(f"sqlite:///{PLACES['folder']}/chats.db"),
+        lambda: SQLStore(f"sqlite:///{PLACES['folder']}/chats.db", busy_timeout=SOON),
+        reopen=lambda _: SQLStore(f"sqlite:///{PLACES['folder']}/chats.db", busy_timeout=SOON),
         damage=damage,
     )
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import secrets
 import signal
 import sqlite3
 import statistics
@@ -30,6 +31,7 @@ from dspy_session.stores import sql_schema as schema
 from dspy_session.stores.sql_statements import Statement
 from dspy_session.testing.contract_cases import chain, ref_to, rewritten
 from tests.house import loaded_by
+from tests.streams import SOON
 
 NOBODY = 65_534
 
@@ -164,7 +166,7 @@ def test_processes_that_open_a_new_database_together(any_url: str) -> None:
             os.close(gate)
             with in_a_child():
                 os.read(waiting, 1)  # returns when the gate is closed
-                SQLStore(any_url).close()
+                SQLStore(any_url, busy_timeout=SOON).close()
         children.append(child)
     os.close(waiting)
     os.close(gate)
@@ -603,6 +605,82 @@ def test_a_server_that_is_not_there() -> None:
     assert SECRET not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"database": "none"}, r"There is no such database\. Make it first"),
+        ({"username": "nobody's", "password": SECRET}, "does not let this user in"),
+    ],
+)
+def test_a_server_that_lets_nobody_in(postgres_url: str, change: dict[str, Any], told: str) -> None:
+    """It says why in words only: until there is a connection, there are no codes."""
+    with pytest.raises(StoreError, match=told) as caught:
+        SQLStore(sa.make_url(postgres_url).set(**change))
+    assert isinstance(caught.value.__cause__, psycopg.OperationalError)
+    assert SECRET not in str(caught.value)
+
+
+def test_a_statement_that_the_server_breaks_off(postgres_url: str) -> None:
+    """As it does when its statement_timeout is over."""
+    with (
+        SQLStore(postgres_url, busy_timeout=SOON) as store,
+        SQLStore(postgres_url) as other,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        filled(store)
+        ref = store.ref("ada")
+        assert ref is not None
+        with other._connected() as connection:
+            connection.execute("BEGIN")
+            connection.execute("SELECT id FROM dspy_session_refs FOR UPDATE")
+            writing = thread.submit(store.put, rewritten(ref), ref.version)
+            while not (waiting_for_a_lock(postgres_url) or writing.done()):
+                pass
+            connection.execute(
+                "SELECT pg_cancel_backend(pid) FROM pg_stat_activity "
+                "WHERE wait_event_type = 'Lock' AND datname = current_database()"
+            )
+            with pytest.raises(StoreError, match=r"broke it off.*Nothing was written; try again"):
+                writing.result()
+        assert store.ref("ada") == ref
+        assert store.put(rewritten(ref), ref.version)
+
+
+@contextlib.contextmanager
+def encoded(url: str, encoding: str) -> Iterator[str]:
+    """The URL of an empty database of another encoding, on the same server."""
+    plain, name = url.replace("+psycopg", ""), f"test_{secrets.token_hex(8)}"
+    with psycopg.connect(plain, autocommit=True) as connection:
+        connection.execute(
+            f"CREATE DATABASE {name} ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0".encode()
+        )
+        try:
+            yield sa.make_url(url).set(database=name).render_as_string(hide_password=False)
+        finally:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
+def test_a_database_without_an_encoding_holds_any_text(postgres_url: str) -> None:
+    """Where nobody chose one, a server set up in the locale C has SQL_ASCII."""
+    with encoded(postgres_url, "SQL_ASCII") as url, SQLStore(url) as store:
+        nodes = chain(new_key(), 1, label="é🙂")
+        ref = ref_to("é🙂", nodes, origin="é🙂", metadata={"é🙂": "中"})
+        assert store.put(ref, None, nodes)
+        assert store.ref("é🙂") == ref
+        assert store.refs(ListQuery(metadata={"é🙂": "中"})) == [ref]
+        assert store.labelled(ref.family, "é🙂") == nodes
+
+
+def test_what_a_databases_encoding_lacks_is_refused(postgres_url: str) -> None:
+    with encoded(postgres_url, "LATIN1") as url, SQLStore(url) as store:
+        nodes = filled(store, "é")
+        assert store.ref("é") is not None
+        for ref in (ref_to("🙂", nodes), ref_to("ada", nodes, metadata={"a": "🙂"})):
+            with pytest.raises(StoreError, match=r"encoding lacks.*need a database.*UTF8"):
+                store.put(ref, None)
+        assert [ref.id for ref in store.refs(ListQuery())] == ["é"]
+
+
 def test_a_password_is_not_shown(postgres_url: str) -> None:
     url = sa.make_url(postgres_url).set(password=SECRET)
     with SQLStore(url) as store:
@@ -804,7 +882,7 @@ def test_a_forked_process_has_connections_of_its_own(any_url: str, idle: int) ->
 
 def test_a_fork_waits_for_a_deletion(postgres_url: str) -> None:
     """Or it would point to nodes that are being deleted."""
-    with SQLStore(postgres_url) as store, ThreadPoolExecutor(1) as thread:
+    with SQLStore(postgres_url, busy_timeout=SOON) as store, ThreadPoolExecutor(1) as thread:
         nodes = filled(store)
         ref = store.ref("ada")
         assert ref is not None
@@ -823,7 +901,7 @@ def test_a_fork_waits_for_a_deletion(postgres_url: str) -> None:
 
 
 def test_an_append_waits_for_a_deletion(postgres_url: str) -> None:
-    with SQLStore(postgres_url) as store, ThreadPoolExecutor(1) as thread:
+    with SQLStore(postgres_url, busy_timeout=SOON) as store, ThreadPoolExecutor(1) as thread:
         nodes = filled(store)
         ref = store.ref("ada")
         assert ref is not None

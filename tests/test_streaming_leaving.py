@@ -332,7 +332,7 @@ def test_A5_the_late_result_of_a_sync_program_is_not_recorded(read: Read) -> Non
                 ended.set()
 
     session = sessionify(Late())
-    before = session.state
+    before, threads = session.state, set(threading.enumerate())
 
     async def leave() -> None:
         events = session.astream(question="one")
@@ -350,12 +350,13 @@ def test_A5_the_late_result_of_a_sync_program_is_not_recorded(read: Read) -> Non
             next(events)
             assert begun.wait(SOON)
             events.close()
-            (loop,) = [t for t in stream_threads() if t.name == "dspy-session stream"]
+            new = stream_threads() - threads
+            (loop,) = [thread for thread in new if thread.name == "dspy-session stream"]
             loop.join(0.2)
             assert loop.is_alive()  # until the program has ended
             go_on.set()
             assert ended.wait(SOON)
-            wait_until(lambda: not stream_threads())
+            wait_until(lambda: not stream_threads() - threads)
     left(session, before, {"answer": "the answer to one"})
 
 

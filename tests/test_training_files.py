@@ -672,6 +672,11 @@ def test_X10_values_beyond_json_come_back() -> None:
 )
 def test_X10_lines_that_hold_no_example(line: str, words: str) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         with pytest.raises(FormatError, match=words):
             examples_from_jsonl(["\n", line], input_keys=(), lineage_field="from")
+
+
+def test_X10_one_name_is_no_list_of_input_keys() -> None:
+    with pytest.raises(CallError, match=r"must be a list of fields: \['question'\]"):
+        examples_from_jsonl(['{"question": "Hi"}'], input_keys="question")

@@ -26,7 +26,7 @@ from dspy_session.errors import ConflictError
 from dspy_session.manager import SessionManager
 from dspy_session.testing import scripted_lm
 
-PATIENCE: Final = 60.0
+PATIENCE: Final = 240.0
 """How many seconds a writer may be silent; this only keeps a test from hanging for ever."""
 
 WINDOW: Final = 3
@@ -48,6 +48,8 @@ LM: Final = scripted_lm(lambda prompt: {"answer": questions_in(prompt)})
 
 def manager(url: str) -> SessionManager:
     """A manager as each process has one of its own."""
+    if url.startswith("sqlite:///"):  # where nobody queues: who is unlucky waits for long
+        url = f"{url}?timeout={PATIENCE}"
     return SessionManager(dspy.Predict("question -> answer"), url, max_turns=WINDOW)
 
 

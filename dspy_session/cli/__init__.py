@@ -9,9 +9,6 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 
-from dspy_session.cli import bare
-from dspy_session.cli.ending import ended
-
 __all__ = ["main"]
 
 _EXTRA = ("typer", "rich", "platformdirs")
@@ -30,9 +27,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 if all went well, 1 after an error, 2 if the arguments are wrong, 130 when interrupted.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        from dspy_session.cli.ending import ended  # noqa: PLC0415  # Ctrl-C may come while it loads
+
+        return ended(lambda: _run(given))
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(given: list[str]) -> int:
     missing = [name for name in _EXTRA if importlib.util.find_spec(name) is None]
     if missing:
-        return ended(lambda: bare.run(given, missing))
+        from dspy_session.cli import bare  # noqa: PLC0415  # as above
+
+        return bare.run(given, missing)
     from dspy_session.cli import app  # noqa: PLC0415  # needs the extra `cli`
 
-    return ended(lambda: app.run(given))
+    return app.run(given)

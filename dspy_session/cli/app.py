@@ -73,10 +73,11 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _complaint(error: Any) -> str:
-    said = str(error.format_message()).rstrip(".?")
+    said = str(error.format_message())
+    said = said.rstrip(".") + "." * (not said.endswith("?"))
     path = error.ctx.command_path if error.ctx is not None else PROGRAM
     dash = " An id that begins with a dash comes after `--`." if "No such option" in said else ""
-    return f"{said}.{dash} `{path} --help` shows what there is."
+    return f"{said}{dash} `{path} --help` shows what there is."
 
 
 def _version(wanted: bool) -> None:

@@ -79,5 +79,6 @@ def _chat(
         cache=False,  # who takes a question back and asks again wants another answer
     )
     fixed = named_values(given, "--input")
-    with program_models.quiet_models():
-        return chat_loop.open_chat(context, session, loaded, chosen, fixed, whole=not stream).run()
+    chat = chat_loop.open_chat(context, session, loaded, chosen, fixed, whole=not stream)
+    with program_models.quiet_models(chat.note):
+        return chat.run()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, TextIO
 
@@ -89,9 +90,19 @@ class Typed:
             try:
                 return input(prompt)
             except EOFError:
+                _end_line()
                 return None
+            except KeyboardInterrupt:
+                _end_line()
+                raise
             except UnicodeDecodeError:
                 continue  # half of a character
+
+
+def _end_line() -> None:
+    """What comes after a prompt that nobody answered has a line of its own."""
+    sys.stdout.write("\n")
+    sys.stdout.flush()
 
 
 # --- from a line to inputs ------------------------------------------------------------------------

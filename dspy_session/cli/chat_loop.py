@@ -132,9 +132,15 @@ class Chat:
                 raise
         except LeftError:
             return self._status()
-        if self._lines.live:
-            self._screen.note("")  # so that what comes next has a line of its own
         return self._status()
+
+    def note(self, text: str) -> None:
+        """Show what a person should know beside the turns.
+
+        Args:
+            text: What.
+        """
+        self._screen.note(text)
 
     def _status(self) -> int:
         return 0 if self._lines.live else min(self._failures, 1)
@@ -149,7 +155,7 @@ class Chat:
                 if warned or not self._lines.live:
                     raise
                 warned = True
-                self._screen.note("\n(Ctrl-C again, Ctrl-D or /quit ends the chat.)")
+                self._screen.note("(Ctrl-C again, Ctrl-D or /quit ends the chat.)")
                 continue
             if line is None:
                 return

@@ -129,7 +129,7 @@ class TextScreen:
         if isinstance(said.text, str):
             self._write(f"{harmless(said.text)}\n")
         else:
-            self._context.out.print(said.text)
+            self._context.drawing(said.text)
 
     def note(self, text: str) -> None:
         """Show what a person should know.

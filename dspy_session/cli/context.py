@@ -109,8 +109,9 @@ class CommandContext(Output):
             write: Whether the command stores, changes or deletes something.
 
         Raises:
+            Usage: The URL is none.
             StoreError: The store cannot be opened.
-            OptionError: The URL is none.
+            OptionError: The key is none.
             OSError: The folder cannot be made.
         """
         if not write and not self.place.exists:

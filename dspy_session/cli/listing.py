@@ -62,11 +62,13 @@ def _list(
     count = len(infos) if whole else sessions.count_sessions(metadata)
     context.answer(
         {"count": count, "sessions": [info_document(info) for info in infos]},
-        lambda: _show_list(context, infos, count, offset),
+        lambda: _show_list(context, infos, count, offset, "such " if metadata else ""),
     )
 
 
-def _show_list(context: CommandContext, infos: list[SessionInfo], count: int, offset: int) -> None:
+def _show_list(
+    context: CommandContext, infos: list[SessionInfo], count: int, offset: int, such: str
+) -> None:
     if infos:
         context.table(
             [
@@ -91,7 +93,7 @@ def _show_list(context: CommandContext, infos: list[SessionInfo], count: int, of
         more = f"; --offset {offset + len(infos)} shows the next" if infos else ""
         context.note(f"There are {counted(count, 'session')}{more}.")
     elif not infos and context.place.exists:
-        context.note("There are no such sessions.")
+        context.note(f"There are no {such}sessions.")
 
 
 def _metadata_cell(info: SessionInfo) -> str:

@@ -82,6 +82,17 @@ class Output:
         for line in harmless(text).split("\n"):
             self._print(Text(line))
 
+    def drawing(self, drawn: object) -> None:
+        """Write a drawing of rich's, in colour where there is some; as text where it has no lines.
+
+        Args:
+            drawn: What rich can draw, and `str` can, too.
+        """
+        if self._draws:
+            self.out.print(drawn)
+        else:
+            self.lines(str(drawn))
+
     def said(self, who: str, text: str) -> None:
         """Write what somebody said, behind who it was; on a terminal, no line is longer than it.
 

@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 import platformdirs
 
-from dspy_session.cli.ending import KEY, PROGRAM
+from dspy_session.cli.ending import KEY, PROGRAM, Usage
 from dspy_session.errors import OptionError, StoreError
 from dspy_session.journal.sealing import Key, Seal
 from dspy_session.stores.base import Store
@@ -63,7 +63,7 @@ class Place(msgspec.Struct, frozen=True):
             write: Whether something may be stored in it: otherwise it is not made.
 
         Raises:
-            OptionError: The URL is none.
+            Usage: The URL is none.
             StoreError: The store cannot be opened.
             OSError: Its folder cannot be made.
         """
@@ -77,7 +77,10 @@ class Place(msgspec.Struct, frozen=True):
                 return MemoryStore()
             if self.own and self.file is not None:
                 self.file.parent.mkdir(parents=True, exist_ok=True)
-        return open_store(self.url)
+        try:
+            return open_store(self.url)
+        except OptionError as error:
+            raise Usage(str(error)) from error
 
 
 def place_of(text: str | None) -> Place:
@@ -87,13 +90,13 @@ def place_of(text: str | None) -> Place:
         text: A URL of a store, or the path of a SQLite file; None for the command line's own.
 
     Raises:
-        OptionError: It is empty.
+        Usage: It is empty.
     """
     if text is None:
         file = default_file()
         return Place(file, file, own=True)
     if not text:
-        raise OptionError(
+        raise Usage(
             "--store is empty. Give a URL such as 'sqlite:///chats.db', or the path of a file."
         )
     if not _SCHEME.match(text):

@@ -16,7 +16,7 @@ from dspy.utils.exceptions import (
 from dspy_session.errors import OptionError
 from dspy_session.pictures.values import shortened, unbroken
 
-__all__ = ["EXAMPLE", "MODEL", "NO_MODEL", "explained", "first_paragraph"]
+__all__ = ["EXAMPLE", "MODEL", "NO_MODEL", "explained", "first_paragraph", "one_paragraph"]
 
 MODEL: Final = "DSPY_SESSION_MODEL"
 """The variable of the environment with the model of programs that are given none."""
@@ -67,7 +67,15 @@ def first_paragraph(error: BaseException) -> str:
     Args:
         error: Any error.
     """
-    text = str(error).strip().partition("\n\n")[0]
-    line = shortened(unbroken(text), _LONGEST)
+    line = one_paragraph(str(error))
     known = isinstance(error, dspy.LMError | OptionError) and not line.endswith("]")  # a name alone
     return line if known and line else f"{type(error).__name__}{': ' if line else ''}{line}"
+
+
+def one_paragraph(text: str) -> str:
+    """Return the first paragraph of what others say as one line, which is not long.
+
+    Args:
+        text: What they say.
+    """
+    return shortened(unbroken(text.strip().partition("\n\n")[0]), _LONGEST)

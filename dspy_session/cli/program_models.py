@@ -5,21 +5,29 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final
 
 import dspy
 import msgspec
 
-from dspy_session.cli.ending import Usage
-from dspy_session.cli.program_errors import EXAMPLE, MODEL, NO_MODEL, first_paragraph
+from dspy_session.cli.ending import Usage, say
+from dspy_session.cli.program_errors import (
+    EXAMPLE,
+    MODEL,
+    NO_MODEL,
+    first_paragraph,
+    one_paragraph,
+)
 from dspy_session.demo import UNKNOWN, answer_from_prompt
-from dspy_session.errors import OptionError
 from dspy_session.pictures.values import unbroken
 from dspy_session.program.anatomy import has_foreign_code, predictors
 from dspy_session.testing import Prompt, ScriptedLM, requested_fields
 
 __all__ = ["Model", "choose_model", "quiet_models", "scripted_reply"]
+
+_PRICES: Final = "dspy.clients.model_metadata"
+"""What of DSPy fetches the prices of models."""
 
 
 class Model(msgspec.Struct, frozen=True):
@@ -56,8 +64,7 @@ def choose_model(
         cache: Whether a named model may answer from DSPy's cache.
 
     Raises:
-        Usage: There is no model, or two.
-        OptionError: It is none that DSPy can have.
+        Usage: There is no model, or two, or none that DSPy can have.
     """
     if scripted:
         if name is not None:
@@ -75,7 +82,7 @@ def choose_model(
     try:
         return Model(dspy.LM(name, cache=cache, **given), name)
     except Exception as error:
-        raise OptionError(
+        raise Usage(
             f"{name!r} is no model: {first_paragraph(error)}. Expected one such as {EXAMPLE}."
         ) from error
 
@@ -95,15 +102,36 @@ def _models_of(programs: Iterable[dspy.Module]) -> Model:
 
 
 @contextlib.contextmanager
-def quiet_models() -> Iterator[None]:
-    """Keep what LiteLLM logs off the screen: that it is offline, it says each time it looks."""
-    logger = logging.getLogger("LiteLLM")
-    before = logger.level
-    logger.setLevel(logging.CRITICAL)
+def quiet_models(tell: Callable[[str], None] = say) -> Iterator[None]:
+    """Have DSPy's warnings told in one line each, in place of log lines amid an answer.
+
+    That prices cannot be fetched is not told, by DSPy or by LiteLLM: they have a list of their own.
+
+    Args:
+        tell: What shows a warning.
+    """
+    dspys, lite = logging.getLogger("dspy"), logging.getLogger("LiteLLM")
+    before, handlers = lite.level, dspys.handlers[:]
+    files = [one for one in handlers if type(one) is not logging.StreamHandler]
+    lite.setLevel(logging.CRITICAL)
+    dspys.handlers[:] = [*files, _Told(tell)]
     try:
         yield
     finally:
-        logger.setLevel(before)
+        lite.setLevel(before)
+        dspys.handlers[:] = handlers
+
+
+class _Told(logging.Handler):
+    """Tells the warnings of DSPy."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._tell = tell
+        self.addFilter(lambda record: not record.name.startswith(_PRICES))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._tell(one_paragraph(record.getMessage()))
 
 
 def scripted_reply(prompt: Prompt) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def erase(archive: Archive, id: str, index: int) -> Erased:
     Args:
         archive: Where the session is kept.
         id: Its id.
-        index: The turn's index; one that was undone is a turn, too.
+        index: The turn's index; one that was undone or summarised is a turn, too.
 
     Returns:
         Which sessions it was erased from.
@@ -83,7 +83,7 @@ def erase(archive: Archive, id: str, index: int) -> Erased:
         StoreError: The store cannot be written. Nothing was erased then.
     """
     ref = archive.ref(id)
-    if type(index) is not int or not ref.first <= index < ref.end:
+    if type(index) is not int or _tip(ref, index, archive.seal) is None:
         raise TurnIndexError(
             f"There is no turn {index!r} in session {id!r}: it has those from {ref.first} to "
             f"{ref.end - 1}."
@@ -98,14 +98,15 @@ class _Erasing:
 
     def __init__(self, archive: Archive, ref: Ref) -> None:
         self.archive, self.store, self.ref, self.seal = archive, archive.store, ref, archive.seal
-        self.relatives, self.erasure = self.store.relatives(ref.family), new_key()
-        for relative in self.relatives:
+        self.erasure = new_key()
+        relatives = self.store.relatives(ref.family)
+        for relative in relatives:
             if isinstance(relative, DamagedRef):
                 raise FormatError(
                     f"Session {relative.id!r}, which may have the turn too, is damaged: "
                     f"{relative.damaged}. Restore it from a backup, or delete it; then erase."
                 )
-        self.nodes = {node.key: node for node in _family(self.store, self.relatives)}
+        self.nodes = {node.key: node for node in _family(self.store, relatives)}
         self.rows = {key: row for key, node in self.nodes.items() if (row := self._row(node))}
         self.having: dict[int, list[int]] = {}  # by content, the nodes that have it
         self.places: dict[tuple[int, bytes], set[int]] = {}  # by place, the contents that are there
@@ -122,9 +123,11 @@ class _Erasing:
         contents = self._belonging(self._content(key), index)
         payloads = self._without(contents)
         self.store.replace_payloads(self.ref.family, payloads)
-        for relative in self.relatives:
+        relatives = self.store.relatives(self.ref.family)  # some of them forked meanwhile
+        for relative in relatives:
             self._tell(relative.id)
-        here = ((each.id, self._at(each, index)) for each in self.relatives)
+        there = (each for each in relatives if not isinstance(each, DamagedRef))
+        here = ((each.id, self._at(each, index)) for each in there)
         return Erased(
             session_id=self.ref.id,
             index=index,
@@ -174,9 +177,8 @@ class _Erasing:
             key = self.nodes[key].parent
 
     def _at(self, ref: Ref, index: int) -> int | None:
-        if not ref.first <= index < ref.end:
-            return None
-        return next((k for k in self._back(ref.tip, index) if self.nodes[k].depth == index), None)
+        tip = _tip(ref, index, self.seal)
+        return next((k for k in self._back(tip, index) if self.nodes[k].depth == index), None)
 
     # --- what belongs to it -----------------------------------------------------------------------
 
@@ -303,6 +305,18 @@ class _Erasing:
                 continue
             return seal
         return last
+
+
+def _tip(ref: Ref, index: int, seal: Seal) -> int | None:
+    """Where the conversation ends in which a session has a turn; None if it has no such turn.
+
+    One that was summarised is in a conversation that the session was before.
+    """
+    if ref.first <= index < ref.end:
+        return ref.tip
+    own = opened(StoredState, ref.body, seal, about_body(ref.id, ref.family)).own
+    earlier = () if own is None else reversed(own.earlier)
+    return next((each.tip for each in earlier if each.first <= index < each.end), None)
 
 
 _replaced: Final = msgspec.structs.replace

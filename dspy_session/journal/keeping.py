@@ -302,9 +302,11 @@ class Journal:
         """
         size, limit = self.held.ref.size, self._max_bytes
         if limit is not None and size >= limit:
+            then = "" if self.autosave else ", and save it"
             raise SessionSizeError(
                 f"Session {self.held.ref.id!r} has {size} bytes, and may have {limit}. Nothing was "
-                "sent to a model. Truncate or summarize it, or set a higher max_session_size."
+                f"sent to a model. Truncate or summarize it{then}, or set a higher "
+                "max_session_size."
             )
 
 

@@ -85,6 +85,7 @@ def examples_from_jsonl(
         program: Whose annotations name the types of values beyond JSON.
 
     Raises:
+        CallError: `input_keys` is one name, not a list.
         FormatError: A line is something else; the error names its number.
 
     Example:
@@ -92,6 +93,8 @@ def examples_from_jsonl(
         >>> examples_from_jsonl(lines, input_keys=["question"])[0].inputs().toDict()
         {'question': 'Hi'}
     """
+    if isinstance(input_keys, str):  # whose letters would be taken for names
+        raise CallError(f"input_keys must be a list of fields: [{input_keys!r}].")
     codecs = REGISTERED if program is None else program_codecs(program)
     keys = tuple(input_keys)
     examples: list[dspy.Example] = []

@@ -231,7 +231,8 @@ def _new_engine(
     if not (isinstance(busy_timeout, int | float) and 0 <= busy_timeout <= 86_400):
         raise OptionError(f"busy_timeout must be seconds, from 0 to a day, not {busy_timeout!r}.")
     sqlite = url.get_backend_name() == "sqlite"
-    defaults: dict[str, Any] = {"connect_timeout": 10}
+    # Without an encoding, a database that has none (SQL_ASCII) gives bytes for text.
+    defaults: dict[str, Any] = {"connect_timeout": 10, "client_encoding": "utf8"}
     if sqlite:
         defaults = {"timeout": busy_timeout, "check_same_thread": False}
     defaults = {name: value for name, value in defaults.items() if name not in url.query}

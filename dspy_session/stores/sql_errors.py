@@ -6,6 +6,7 @@ what the driver says, without what is secret in it.
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +54,8 @@ _SQLITE: Final = {
 _POSTGRES: Final = {  # by the SQLSTATE, or by its first two characters
     "08": _LOST,
     "22": _VALUE,
+    "22P05": "The database's encoding lacks a character. Nothing was written; ids and metadata in "
+    "any script need a database whose encoding is UTF8.",
     "25006": "The database is read-only, such as a standby. Nothing was written.",
     "28": "The server does not let this user in. Check user and password.",
     "3D": "There is no such database. Make it first.",
@@ -63,6 +66,14 @@ _POSTGRES: Final = {  # by the SQLSTATE, or by its first two characters
     "54": "The database cannot index anything that long. Use a shorter id.",
     "55P03": _LOCKED,
     "57": _LOST,
+    "57014": "The server broke it off, as its statement_timeout or an administrator said. Nothing "
+    "was written; try again.",
+}
+_REFUSED: Final = {  # a server that lets nobody in says why in words only
+    r'FATAL: +database ".*" does not exist': "3D",
+    r"FATAL: +(role .* does not exist|.*authentication|no pg_hba\.conf entry)|no password": "28",
+    r"FATAL: +permission denied": "42501",
+    r"FATAL: +(.*too many (clients|connections)|remaining connection slots)": "53300",
 }
 
 
@@ -130,12 +141,17 @@ def _meaning(error: BaseException, url: sa.URL) -> str:
         return "Expected text that can be written as UTF-8. Nothing was written."
     if isinstance(error, sqlite3.Error):
         return _meaning_in_sqlite(error, url)
-    state = getattr(error, "sqlstate", None) or ""
+    state = getattr(error, "sqlstate", None) or _state_in_words(str(error))
     kinds = {kind.__name__ for kind in type(error).__mro__}  # all drivers call them the same
     without_state = _LOST if "OperationalError" in kinds else _OTHER
     if "DataError" in kinds:
         without_state = _VALUE
     return _POSTGRES.get(state) or _POSTGRES.get(state[:2]) or without_state
+
+
+def _state_in_words(said: str) -> str:
+    """The SQLSTATE of what a server says that lets nobody in; empty if it says something else."""
+    return next((state for words, state in _REFUSED.items() if re.search(words, said)), "")
 
 
 def _meaning_in_sqlite(error: sqlite3.Error, url: sa.URL) -> str:
