@@ -5,6 +5,7 @@ A question runs as a turn does, with a program of its own, and is recorded only 
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, TypeVar, overload
 
 import dspy
@@ -174,12 +175,14 @@ class Asking(Calls):
         trial, question = self._is_tried(), self._question(text, kind)
         with self._locks.turn(self._checked_lock((), Lock.THREAD, trial)):
             if record:
+                answered = self._begin(settings, trial)
+                if answered is not None:
+                    return question.answer_in(answered)
                 self._make_room({}, None, trial)
             flow = self._question_flow(question, settings, record, trial)
             outcome = program_run.drive(flow, question.predictor)
             turn = self._recorded(question, outcome)
-        self._announce(turn, outcome)
-        return question.answer_of(outcome)
+        return self._told(question, outcome, turn)
 
     async def _aask(
         self, text: str, kind: Any, record: bool, settings: CallSettings = NO_SETTINGS
@@ -187,11 +190,22 @@ class Asking(Calls):
         trial, question = self._is_tried(), self._question(text, kind)
         async with self._locks.async_turn(self._checked_lock((), Lock.ASYNC, trial)):
             if record:
+                answered = await self._waited_for(lambda: self._begin(settings, trial))
+                if answered is not None:
+                    return question.answer_in(answered)
                 await self._amake_room({}, None, trial)
             flow = self._question_flow(question, settings, record, trial)
             outcome = await program_run.adrive(flow, question.predictor.acall)
-            turn = await self._waited_for(lambda: self._recorded(question, outcome))
+            turn, cancelled = await self._arecorded(question, outcome)
+        answer = self._told(question, outcome, turn)
+        if cancelled is not None:
+            raise cancelled
+        return answer
+
+    def _told(self, question: Question, outcome: program_run.Outcome, turn: Turn | None) -> Any:
         self._announce(turn, outcome)
+        if turn is not None and turn.id != outcome.run.id:  # it was answered meanwhile
+            return question.answer_in(turn)
         return question.answer_of(outcome)
 
     def _question(self, text: str, kind: Any) -> Question:
@@ -223,3 +237,10 @@ class Asking(Calls):
             return None
         turn, _ = self._record(question.recordable(outcome))
         return turn
+
+    async def _arecorded(
+        self, question: Question, outcome: program_run.Outcome
+    ) -> tuple[Turn | None, asyncio.CancelledError | None]:
+        if not outcome.step.records:
+            return None, None
+        return await self._arecord(question.recordable(outcome))

@@ -122,8 +122,9 @@ class Maintaining(Browsing):
     def erase(self, session_id: str, index: int) -> Erased:
         """Take the content of a turn out of the store, in every session that shares it.
 
-        The turn stays, without its fields, and `verify` tells that it was erased. Sessions that are
-        open keep what they have read until they are refreshed.
+        The turn stays, without its fields, and `verify` tells that it was erased, if it is not one
+        that was summarised. Sessions that are open keep what they have read until they are
+        refreshed; their forks do not.
 
         Args:
             session_id: The session's id.

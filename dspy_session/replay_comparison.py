@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import chain
 from typing import Any, Final
 
 import msgspec
@@ -101,7 +103,9 @@ class ReplayReport(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def _summary(self) -> list[str]:
-        return summary_of(self.recorded, self.replayed, self.better)
+        lines = summary_of(self.recorded, self.replayed, self.better)
+        missing = sum(replay.missing for replay in self.replays)
+        return [f"{missing} turns were not reached.", *lines] if missing else lines
 
     def _lines(self) -> list[str]:
         rows = [_conversation_row(replay) for replay in self.replays]
@@ -116,6 +120,9 @@ _HEADS: Final = ("session", "turns", "failed", "score")
 class ReplayComparison(msgspec.Struct, frozen=True):
     """The same conversations, replayed in several ways.
 
+    Scores are compared over the same turns, those that all ways came to: a way that ended early
+    would be judged by the turns before, and the others by all.
+
     Attributes:
         reports: One per way.
     """
@@ -125,7 +132,15 @@ class ReplayComparison(msgspec.Struct, frozen=True):
     @property
     def sides(self) -> dict[str, ReplayTotals]:
         """What each way took, by its name; what was recorded comes first."""
-        return {"recorded": self.reports[0].recorded} | {r.name: r.replayed for r in self.reports}
+        scored = [report for report in self.reports if report.replayed.score is not None]
+        turns = _compared(scored)
+        recorded = mean_of(ways[0].recorded_score for ways in turns)
+        scores = {
+            report.name: mean_of(ways[at].replayed_score for ways in turns)
+            for at, report in enumerate(scored)
+        }
+        sides = {"recorded": _scoring(self.reports[0].recorded, recorded)}
+        return sides | {r.name: _scoring(r.replayed, scores.get(r.name)) for r in self.reports}
 
     @property
     def ranking(self) -> tuple[str, ...]:
@@ -136,7 +151,8 @@ class ReplayComparison(msgspec.Struct, frozen=True):
     @property
     def better(self) -> str | None:
         """The best of the ways to replay; `"tie"` for several, None without a metric."""
-        scores = {r.name: s for r in self.reports if (s := r.replayed.score) is not None}
+        sides = self.sides
+        scores = {r.name: s for r in self.reports if (s := sides[r.name].score) is not None}
         best = max(scores.values(), default=None)
         if best is None:
             return None
@@ -200,6 +216,21 @@ def compare_replays(*reports: ReplayReport) -> ReplayComparison:
     if len(kinds) > 1:
         raise OptionError("The reports are of other conversations; replay the same ones.")
     return ReplayComparison(reports)
+
+
+def _compared(reports: Sequence[ReplayReport]) -> list[tuple[ReplayedTurn, ...]]:
+    """The turns that all reports compare, each as it came out in each of them."""
+    conversations = zip(*(report.replays for report in reports), strict=True)
+    turns = (zip(*(replay.turns for replay in ways), strict=False) for ways in conversations)
+    return [
+        ways
+        for ways in chain.from_iterable(turns)
+        if all(turn.difference is not None for turn in ways)
+    ]
+
+
+def _scoring(side: ReplayTotals, score: float | None) -> ReplayTotals:
+    return msgspec.structs.replace(side, score=score)
 
 
 def _conversation_row(replay: Replay) -> tuple[str, ...]:

@@ -156,16 +156,26 @@ def application(store: str, **settings: str) -> Iterator[ModuleType]:
 
 
 @contextmanager
-def serving(app: Any) -> Iterator[str]:
-    """Serves an application on this machine, and yields its URL, which it has begun to do."""
+def serving(app: Any, patience: int | None = None) -> Iterator[str]:
+    """Serves an application on this machine, and yields its URL, which it has begun to do.
+
+    When the block ends, the server waits for what it still answers, so many seconds at most. It
+    waits for nothing after an error: a stream that a failed test has left open would never end.
+    """
     with socket.create_server(("127.0.0.1", 0), backlog=256) as listening:
-        server = uvicorn.Server(uvicorn.Config(app, lifespan="on", log_level="error"))
+        config = uvicorn.Config(
+            app, lifespan="on", log_level="error", timeout_graceful_shutdown=patience
+        )
+        server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         try:
             wait_until(lambda: server.started or not thread.is_alive())
             assert server.started, "the application does not start; see its log"
             yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        except BaseException:
+            server.force_exit = True
+            raise
         finally:
             server.should_exit = True
             thread.join()
@@ -173,7 +183,12 @@ def serving(app: Any) -> Iterator[str]:
 
 @contextmanager
 def chat(
-    store: str, lm: dspy.BaseLM, *, program: dspy.Module | None = None, **settings: str
+    store: str,
+    lm: dspy.BaseLM,
+    *,
+    program: dspy.Module | None = None,
+    patience: int | None = None,
+    **settings: str,
 ) -> Iterator[Server]:
     """The page's server with this model; `program` takes the place of the page's own."""
     before = dspy.settings.copy()
@@ -182,7 +197,7 @@ def chat(
             dspy.configure(lm=lm)
             if program is not None:
                 module.__dict__["program"] = program
-            with serving(module.__dict__["app"]) as url:
+            with serving(module.__dict__["app"], patience) as url:
                 server = Server(url)
                 try:
                     yield server

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import enum
 import json
+import threading
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
@@ -406,6 +407,44 @@ def test_A6_a_recorded_answer_of_a_type_that_the_program_knows_stays_what_it_is(
     assert session.turns[-1].outputs == {"answer": Mood.BAD}
     session.save(tmp_path / "talk.json")
     assert Session.load_from(tmp_path / "talk.json", dspy.Predict(Judged)).turns == session.turns
+
+
+@both_ways
+def test_A6_a_recorded_question_that_is_sent_again_is_answered_from_the_record(put: Ask) -> None:
+    lm = answering('{"key_points": ["a"], "conclusion": "b"}')
+    session = held(lm, "one")
+    with dspy.context(lm=lm):
+        asking = session.using(request_id="r")
+        answer = put(asking, "Summarise.", Summary, record=True)
+        calls, before = len(lm.prompts), session.state
+        assert put(asking, "Summarise.", Summary, record=True) == answer
+        with refused(session, CallError, "The request 'r' was answered by turn 1"):
+            put(asking, "How many?", int, record=True)
+        assert (len(lm.prompts), session.state) == (calls, before)
+        assert put(asking, "Summarise.", Summary) == answer  # nothing of this one is recorded
+    assert (len(lm.prompts), session.state) == (calls + 1, before)
+
+
+@both_ways
+def test_A6_a_question_that_is_answered_meanwhile_is_one_turn(put: Ask) -> None:
+    session, answers = qa_session(), iter("ab")
+
+    def again() -> None:
+        with dspy.context(lm=lm):
+            session.using(request_id="r").ask("What?", record=True)
+
+    def answer(prompt: Prompt) -> dict[str, Any]:
+        mine = next(answers)
+        if mine == "a":
+            other = threading.Thread(target=again)
+            other.start()
+            other.join()
+        return {"answer": mine}
+
+    lm = ScriptedLM(answer)
+    with dspy.context(lm=lm):
+        assert put(session.using(request_id="r"), "What?", record=True) == "b"
+    assert [turn.outputs["answer"] for turn in session.turns] == ["b"]
 
 
 def test_A6_a_program_without_chat_fields_records_question_and_answer() -> None:

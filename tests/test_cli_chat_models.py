@@ -93,7 +93,7 @@ def test_a_question_that_was_taken_back_is_asked_anew(cli: Commands) -> None:
     [
         (WRONG_KEY, "Incorrect API key provided. Check the provider's key in the environment"),
         (WRONG_MODEL, "does not exist. Check the model: --model provider/name"),
-        (SERVER_ERROR, "The server had an error"),
+        (SERVER_ERROR, "while processing your request. Try again later, or check"),
         (NOT_JSON, "Engine stream ended without a completion"),
         (CONTEXT_WINDOW_EXCEEDED, "The conversation is too long for this model."),
         (Completion("[[ ## answer ## ]]\nOne two three", cut_after=5), "connection closed"),
@@ -176,6 +176,7 @@ def test_no_key(cli: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
         (["--model", "openai/x", "--scripted"], "Give either --model or --scripted."),
         (["--api-base", "http://127.0.0.1:9/v1"], "--api-base is for a model: give --model, too."),
         (["--temperature", "1"], "--temperature is for a model"),
+        (["--model", "openai/x", "--api-base", "localhost"], "takes a URL, such as http://"),
     ],
 )
 def test_options_that_do_not_go_together(given: list[str], complaint: str, cli: Commands) -> None:

@@ -60,11 +60,18 @@ class Terminal:
         seen, end = "", time.monotonic() + SOON
         while not seen and self._chat.poll() is None:
             assert time.monotonic() < end, "Ctrl-C did nothing"
+            while not self._waits():
+                time.sleep(0.01)
             self.type(CTRL_C)
             patience = time.monotonic() + PATIENCE
             while not seen and self._chat.poll() is None and time.monotonic() < patience:
                 seen = self._read().removeprefix("^C")
         return seen
+
+    def _waits(self) -> bool:
+        """Whether the chat waits, as it does for a key; true where the system does not tell."""
+        stat = Path(f"/proc/{self._chat.pid}/stat")
+        return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "R"
 
     def until(self, text: str, seen: str = "") -> str:
         """What appears until some text has."""

@@ -504,6 +504,46 @@ def test_X10_a_copy_is_known_by_what_calls_saw_before_a_turn_was_replaced() -> N
     assert [len(part) for part in split(examples, sizes=(1, 1), by_content=False)] == [1, 1]
 
 
+@pytest.mark.parametrize("window", [{}, {"max_turns": 2}, {"exclude_fields": {"answer"}}])
+@pytest.mark.parametrize("more", [(), ("other e", "other f")])
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_X10_forks_are_known_by_turns_that_were_trimmed_away_since(
+    window: dict[str, Any], more: tuple[str, ...], which: int
+) -> None:
+    session = told(*"vwabc", max_stored_turns=3, **window)
+    fork = session.fork()
+    add(fork, "other d", *more)
+    add(session, "d", "e", "f")
+    mine, theirs = session.to_examples()[0], fork.to_examples()[which]
+    assert not {*known(theirs).path} & {*known(mine).path}
+    assert not {*known(theirs).origins} & {*known(mine).origins}
+    shared = {m["question"] for m in mine.history.messages} & {
+        theirs.question,
+        *(m["question"] for m in theirs.history.messages),
+    }
+    for pair in ([mine, theirs], pickle.loads(pickle.dumps([mine, theirs]))):
+        if shared:
+            with pytest.raises(CallError, match="too few"):
+                split(pair, sizes=(1, 1))
+        assert [len(part) for part in split(pair, sizes=(1, 1), by_content=False)] == [1, 1]
+    read = Lineage.from_dict(known(mine).to_dict())
+    assert read.lost == known(mine).lost != ()
+    # What others said elsewhere in their conversations is no sign.
+    another = told(*"uvwabc", max_stored_turns=1, **window).to_examples()
+    assert [len(part) for part in split([mine, *another], sizes=(1, 1))] == [1, 1]
+
+
+def test_X10_no_digest_tells_of_a_redacted_field_of_a_turn_that_was_trimmed_away() -> None:
+    lost = []
+    for secret in ("my secret", "another secret"):
+        session = qa_session(max_stored_turns=1, redact_fields={"question"})
+        session.add_turn({"question": secret}, {"answer": "noted"})
+        add(session, "b")
+        (example,) = session.to_examples()
+        lost.append(known(example).lost)
+    assert lost[0] == lost[1] != ()
+
+
 # Laws
 
 STEPS = st.lists(

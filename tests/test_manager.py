@@ -555,6 +555,8 @@ def test_C13_a_session_that_is_full_is_refused_before_a_model_is_asked(store: St
             lambda: session(question="two"),
             lambda: asyncio.run(session.acall(question="two")),
             lambda: list(session.stream(question="two")),
+            lambda: session.ask("two", record=True),
+            lambda: asyncio.run(session.aask("two", record=True)),
         ):
             with unchanged(store, SessionSizeError, "3000", "max_session_size"):
                 work()

@@ -15,7 +15,7 @@ import pytest
 
 from dspy_session import Session, SessionOptions
 from dspy_session.core import HistoryPolicy, Lock
-from tests.house import PROJECT
+from tests.house import PACKAGE, PROJECT
 from tests.test_documentation import README, fenced_blocks
 
 DOCS = PROJECT / "docs"
@@ -114,6 +114,13 @@ def test_every_other_keyword_is_in_the_second_table() -> None:
     parameters = inspect.signature(Session.__init__).parameters.values()
     keywords = {f"`{one.name}`" for one in parameters if one.kind is one.KEYWORD_ONLY}
     assert table(OPTIONS, "| Keyword ").keys() == keywords
+
+
+def test_every_module_of_the_program_is_in_the_table_of_the_design() -> None:
+    told = table(DOCS / "explanation" / "design.md", "| Question | Modules").values()
+    named = sorted(name for (modules,) in told for name in re.findall(r"`(\w+)`", modules))
+    files = (PROJECT / PACKAGE / "program").glob("*.py")
+    assert named == sorted(path.stem for path in files if path.stem != "__init__")
 
 
 @pytest.mark.parametrize(

@@ -465,6 +465,48 @@ def test_X8_the_report_names_the_better_program() -> None:
     assert "<table>" in reports[0]._repr_html_()
 
 
+def test_X8_of_several_programs_those_turns_count_that_all_came_to() -> None:
+    conversations = [recorded("easy", "easy"), recorded("hard", *["plain"] * 8)]
+
+    def hasty(prompt: Prompt) -> dict[str, Any]:
+        if asked(prompt) == "hard":
+            raise RuntimeError("too hard")
+        return {"answer": "1.0"}
+
+    def patient(prompt: Prompt) -> dict[str, Any]:
+        return {"answer": "0.5" if asked(prompt) == "plain" else "0.9"}
+
+    def number(example: dspy.Example, prediction: dspy.Prediction) -> float:
+        return float(prediction.answer) if prediction.answer[0].isdigit() else 0.0
+
+    reports = [
+        replay_all(
+            conversations,
+            lm=ScriptedLM(reply),
+            metric=number,
+            name=reply.__name__,
+            num_threads=1,
+            progress=False,
+        )
+        for reply in (hasty, patient)
+    ]
+    scores = [report.replayed.score for report in reports]
+    assert scores == [pytest.approx(2 / 3), pytest.approx((3 * 0.9 + 8 * 0.5) / 11)]
+    assert "8 turns were not reached." in str(reports[0]).splitlines()
+    assert "not reached" not in str(reports[1])
+    both = compare_replays(*reports)
+    assert both.better == "patient"  # though hasty has the higher mean, of the turns before it fell
+    assert both.ranking == ("patient", "hasty", "recorded")
+    assert both.sides["hasty"].score == pytest.approx(2 / 3)
+    assert both.sides["patient"].score == pytest.approx(0.9)
+    assert both.sides["patient"].turns == 11
+
+    unscored = replay_all(conversations, lm=ScriptedLM(patient), name="unscored", progress=False)
+    all_three = compare_replays(unscored, *reports)
+    assert all_three.ranking == both.ranking
+    assert all_three.sides["unscored"].score is None
+
+
 def test_X8_an_interrupt_ends_all() -> None:
     def interrupted(example: dspy.Example, prediction: dspy.Prediction) -> float:
         raise KeyboardInterrupt

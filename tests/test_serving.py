@@ -6,12 +6,16 @@ import asyncio
 import gc
 import http.client
 import re
+import socket
 import threading
+import tomllib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
+from tests.house import PROJECT
 from tests.loopback import Body, LoopbackServer
 from tests.serving import PAGE, PATIENCE, Event, chat, echo, events, model, sqlite, store
 from tests.streams import SOON, Gate, wait_until
@@ -200,6 +204,52 @@ def test_other_requests_are_answered_while_a_model_thinks(sqlite: str) -> None:
         assert last.name == "turn"
 
 
+# --- the end of the server ------------------------------------------------------------------------
+
+
+def test_a_server_that_stops_lets_its_turns_end(sqlite: str) -> None:
+    def goes_on_when_nobody_is_let_in(url: httpx.URL) -> None:
+        wait_until(lambda: refuses(url))
+        gate.open()
+
+    gate = Gate()
+    with LoopbackServer(echo, gate) as model:
+        with ThreadPoolExecutor(2) as pool, chat(sqlite, model.lm()) as server:
+            server.begin("ada")
+            stream = pool.submit(server.stream, "ada", "one")
+            wait_until(lambda: model.received)
+            going_on = pool.submit(goes_on_when_nobody_is_let_in, httpx.URL(server.url))
+        going_on.result()
+        (*_, last) = stream.result()
+        assert (last.name, last.data["turn"]["index"]) == ("turn", 0)
+        with chat(sqlite, model.lm()) as server:
+            assert server.messages("ada") == ["one", "you asked one"]
+
+
+def refuses(url: httpx.URL) -> bool:
+    """Whether nobody listens there any more."""
+    try:
+        socket.create_connection((url.host, url.port or 0)).close()
+    except ConnectionError:
+        return True
+    return False
+
+
+def test_a_server_that_waits_no_longer_calls_its_turns_off(sqlite: str) -> None:
+    gate = Gate()
+    with LoopbackServer(echo, gate) as model, ThreadPoolExecutor(1) as pool:
+        with chat(sqlite, model.lm(), patience=0) as server:
+            server.begin("ada")
+            stream = pool.submit(server.stream, "ada", "one")
+            wait_until(lambda: model.received)
+        with pytest.raises(httpx.RemoteProtocolError):
+            stream.result()
+        wait_until(lambda: model.received[0].hung_up.is_set())
+        gate.open()
+        with chat(sqlite, model.lm()) as server:
+            assert server.messages("ada") == []
+
+
 # --- requests that come twice ---------------------------------------------------------------------
 
 
@@ -227,6 +277,15 @@ def test_the_page_lists_what_the_server_offers(sqlite: str, model: LoopbackServe
         paths = server.ok("GET", "/openapi.json")["paths"]
     offered = {(method.upper(), path) for path, methods in paths.items() for method in methods}
     assert {(method, path.replace("{id}", "{session_id}")) for method, path in listed} == offered
+
+
+def test_the_page_asks_for_the_versions_that_are_tested() -> None:
+    installed = next(fenced_blocks(PAGE.read_text("utf-8"))).code
+    told = re.findall(r'"((?:fastapi|uvicorn)>=[^"]*)"', installed)
+    with (PROJECT / "pyproject.toml").open("rb") as file:
+        developed = tomllib.load(file)["dependency-groups"]["dev"]
+    assert len(told) == 2
+    assert set(told) <= set(developed)
 
 
 def test_the_page_shows_what_the_server_sends(sqlite: str) -> None:

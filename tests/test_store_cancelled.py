@@ -78,7 +78,11 @@ async def stream(session: Session, question: str = "Hi") -> None:
         pass
 
 
-ways = pytest.mark.parametrize("ask", [call, stream])
+async def record(session: Session, question: str = "Hi") -> None:
+    await session.aask(question, record=True)
+
+
+ways = pytest.mark.parametrize("ask", [call, stream, record])
 Ask = Callable[[Session], Coroutine[Any, Any, None]]
 
 

@@ -20,7 +20,7 @@ import redis
 from redis.cluster import RedisCluster
 
 from dspy_session.errors import FormatError, OptionError, SessionError, StoreError
-from dspy_session.stores.records import ListQuery, Node, Ref, Span, new_key
+from dspy_session.stores.records import DamagedRef, ListQuery, Node, Ref, Span, new_key
 from dspy_session.stores.redis import RedisStore
 from dspy_session.testing import store_contract
 from tests import servers
@@ -344,6 +344,46 @@ def test_vacuum_brings_back_what_is_missing_in_the_catalogue(
         assert client.dump(f"{{dspy-session}}:{key}") == before
     assert store.refs(ListQuery(metadata={"user": "ada"})) == [ref]
     assert store.refs(ListQuery()) == store.refs(ListQuery(order="id")) == [ref]
+
+
+@pytest.mark.parametrize("left", [0, 1, 7, 8, 12, 16, 23])
+def test_an_entry_that_was_cut_short_costs_no_session(
+    store: RedisStore, redis_url: str, left: int
+) -> None:
+    ref, nodes = added(store, "ada", metadata={"user": "ada"})
+    catalogue = "{dspy-session}:catalogue"
+    with redis.Redis.from_url(redis_url) as client, RedisStore(redis_url) as other:
+        entry = client.hget(catalogue, "ada")
+        assert isinstance(entry, bytes)
+        client.hset(catalogue, "ada", entry[:left])
+        assert store.ref("ada") == ref  # who knows where it is needs no entry
+        if left < 16:
+            assert not other.delete("ada")
+            assert other.ref("ada") is None
+        assert other.vacuum() == 0
+        assert client.hget(catalogue, "ada") == entry
+        assert other.refs(ListQuery(metadata={"user": "ada"})) == [ref]
+        assert other.walk(ref.family, nodes[-1].key, 0) == nodes
+        client.hset(catalogue, "ada", entry[: min(left, 15)])
+        newer, _ = added(other, "ada")  # an id that points to nothing is free
+        assert other.refs(ListQuery()) == [newer]
+
+
+def test_an_entry_whose_id_is_no_text_is_in_the_way_of_no_other(
+    store: RedisStore, redis_url: str
+) -> None:
+    ref, _ = added(store, "ada")
+    other, _ = added(store, "eve")
+    catalogue = "{dspy-session}:catalogue"
+    with redis.Redis.from_url(redis_url) as client:
+        entry = client.hget(catalogue, "ada")
+        assert isinstance(entry, bytes)
+        client.hset(catalogue, mapping={b"\xff": entry})
+        client.hdel(catalogue, "ada")
+    assert store.vacuum() == 0
+    damaged, *found = sorted(store.refs(ListQuery()), key=lambda each: each.id)
+    assert isinstance(damaged, DamagedRef)
+    assert (damaged.id, found) == (r"\xff", [ref, other])
 
 
 def lose(url: str, ref: Ref) -> None:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import anyio
 import dspy
 import pytest
 
@@ -191,6 +192,52 @@ def test_A5_a_task_cancelled_before_anything_ran_leaves_nothing() -> None:
         asyncio.run(serve())
     assert server.received == []
     assert len(session) == 0
+
+
+class Tidying(dspy.Module):
+    """A program that has something to do when it is called off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[str] = []
+        self.begun = asyncio.Event()
+        self.tidy = asyncio.Event()
+
+    async def aforward(self, question: str) -> str:
+        self.told.append(f"begins {question}")
+        try:
+            if question == "one":
+                self.begun.set()
+                await asyncio.Event().wait()
+        finally:
+            await self.tidy.wait()
+            self.told.append(f"ends {question}")
+        return "here"
+
+
+def test_A5_D16_a_scope_of_anyio_waits_for_the_work_that_it_calls_off() -> None:
+    """Such a scope cancels again and again: so FastAPI ends a stream whose client is gone."""
+
+    async def reads() -> None:
+        await anext(session.astream(question="one"))
+
+    async def serve(program: Tidying) -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(reads)
+            await program.begun.wait()
+            group.cancel_scope.cancel()
+            following = asyncio.create_task(session.acall(question="two"))
+            asyncio.get_running_loop().call_later(0.05, program.tidy.set)
+        await following
+
+    session = sessionify(Tidying(), lock="async")
+    program = session.module
+    assert isinstance(program, Tidying)
+    asyncio.run(serve(program))
+    assert program.told == ["begins one", "ends one", "begins two", "ends two"]
+    assert questions(session) == ["two"]
+    (attempt,) = session.attempts
+    assert (attempt.status, attempt.inputs) == ("cancelled", {"question": "one"})
 
 
 def test_A5_X14_leaving_after_the_last_text_records_nothing() -> None:

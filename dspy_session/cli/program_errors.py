@@ -10,6 +10,7 @@ from dspy.utils.exceptions import (
     ContextWindowExceededError,
     LMAuthError,
     LMInvalidRequestError,
+    LMServerError,
     LMTransportError,
 )
 
@@ -58,6 +59,7 @@ _HINTS: Final = (
     (LMInvalidRequestError, f"Check the model: --model provider/name, such as {EXAMPLE}."),
     (AdapterParseError, _STREAMED),
     (LMTransportError, "Check the network, and --api-base if you gave one."),
+    (LMServerError, "Try again later, or check the network."),
 )
 
 

@@ -79,6 +79,8 @@ def choose_model(
                 f"--{next(iter(given)).replace('_', '-')} is for a model: give --model, too."
             )
         return _models_of(programs)
+    if api_base is not None and "://" not in api_base:
+        raise Usage(f"--api-base takes a URL, such as http://localhost:8000/v1, not {api_base!r}.")
     try:
         return Model(dspy.LM(name, cache=cache, **given), name)
     except Exception as error:

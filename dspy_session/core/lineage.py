@@ -26,7 +26,7 @@ from dspy_session.core.values import to_plain
 from dspy_session.core.window import Exchange
 from dspy_session.errors import FormatError, ValueCodecError
 
-__all__ = ["Lineage", "content_digest", "lineages", "origin_digests"]
+__all__ = ["Lineage", "content_digest", "lineages", "origin_digests", "turn_digest"]
 
 _DIGITS: Final = 32
 
@@ -44,6 +44,8 @@ class Lineage(msgspec.Struct, frozen=True, eq=False, kw_only=True):
             turns came before; those that were asked again, or asked in a fork, are siblings.
         origins: What the conversation began with, as digests of the content of its first turn, now
             and before it was replaced. A copy that was imported has other ids, and one of these.
+        lost: Turns that were trimmed away since, as far as calls of later ones saw them: digests
+            of their positions with their content.
         path: The ids of the conversation's turns, in their order; read `before` instead.
         place: How many of these came before the turn.
 
@@ -60,6 +62,7 @@ class Lineage(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     index: int
     branch: str
     origins: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
     path: tuple[str, ...] = ()
     place: int = 0
 
@@ -76,6 +79,7 @@ class Lineage(msgspec.Struct, frozen=True, eq=False, kw_only=True):
             "index": self.index,
             "branch": self.branch,
             "origins": list(self.origins),
+            "lost": list(self.lost),
             "before": list(self.before),
         }
 
@@ -101,6 +105,7 @@ class Lineage(msgspec.Struct, frozen=True, eq=False, kw_only=True):
             index=read.index,
             branch=read.branch,
             origins=read.origins,
+            lost=read.lost,
             path=(*read.before, read.turn_id) if read.turn_id else read.before,
             place=len(read.before),
         )
@@ -138,6 +143,7 @@ class _Written(msgspec.Struct):
     index: int
     branch: str
     origins: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
     before: tuple[str, ...] = ()
 
 
@@ -150,7 +156,7 @@ def lineages(state: SessionState, hidden: Set[str] = frozenset()) -> Iterator[Li
     """
     told = [*_summarised(state), *state]
     path = tuple(turn.id for turn in told if turn.id)
-    origins = _origins(told, hidden)
+    origins, lost = _origins(told, hidden), _lost(told, hidden)
     begun = told[0].index if told else 0
     chained = f"{state.id} from {begun}".encode() if begun else b""
     place = 0
@@ -162,6 +168,7 @@ def lineages(state: SessionState, hidden: Set[str] = frozenset()) -> Iterator[Li
                 index=turn.index,
                 branch=_digest(chained),
                 origins=origins,
+                lost=lost,
                 path=path,
                 place=place,
             )
@@ -213,6 +220,32 @@ def _firsts(told: list[Turn]) -> Iterator[Exchange]:
     whole = next((each for each in windows if each.offset == 0 and each.stop > 0), None)
     if whole is not None and whole.log[0] is not now:
         yield whole.log[0]
+
+
+def _lost(told: list[Turn], hidden: Set[str]) -> tuple[str, ...]:
+    """The digests of turns that are not stored any more: by all that they said, and as shown."""
+    windows = [window for turn in told if (window := turn.window).start < window.stop]
+    if not windows or told[0].index == 0:
+        return ()
+    widest = min(windows, key=lambda window: window.start)
+    digests: dict[str | None, None] = {}
+    for index in range(widest.start, min(widest.stop, told[0].index)):
+        exchange = widest.log[index - widest.offset]
+        inputs, outputs, _ = exchange.parts
+        for fields in ({**inputs, **outputs}, exchange.shown(widest.view)):
+            kept = {name: value for name, value in fields.items() if name not in hidden}
+            digests[turn_digest(index, kept) if kept else None] = None
+    return tuple(digest for digest in digests if digest is not None)
+
+
+def turn_digest(index: int, fields: Mapping[str, Any]) -> str | None:
+    """Return the digest of a turn as `Lineage.lost` has it; None if it has no written form.
+
+    Args:
+        index: The absolute position of the turn.
+        fields: Its inputs and outputs.
+    """
+    return content_digest([index, dict(fields)])
 
 
 def _content(exchange: Exchange, hidden: Set[str]) -> str | None:

@@ -17,6 +17,7 @@ import pydantic
 
 from dspy_session.core.chat import ChatFields
 from dspy_session.core.options import SessionOptions
+from dspy_session.core.turn import Turn
 from dspy_session.core.values import to_plain
 from dspy_session.errors import CallError, HookError, ValueCodecError
 from dspy_session.program.anatomy import predictors
@@ -38,6 +39,7 @@ class Question(msgspec.Struct, frozen=True, eq=False):
         answer: The name of the output that holds the answer.
         program: The program that the conversation is held with.
         plain: From the answer to plain data, which can be read without the type.
+        typed: From either to the answer.
     """
 
     predictor: dspy.Predict
@@ -45,6 +47,7 @@ class Question(msgspec.Struct, frozen=True, eq=False):
     answer: str
     program: dspy.Module
     plain: Callable[[Any], Any]
+    typed: Callable[[Any], Any]
 
     def answer_of(self, outcome: Outcome) -> Any:
         """Return the answer.
@@ -62,6 +65,23 @@ class Question(msgspec.Struct, frozen=True, eq=False):
                 f"it left {prediction!r}."
             )
         return prediction[self.answer]
+
+    def answer_in(self, turn: Turn) -> Any:
+        """Return the answer that a turn has recorded.
+
+        Args:
+            turn: The turn that answered the same request.
+
+        Raises:
+            CallError: It holds no such answer: the request was another one.
+        """
+        try:
+            return self.typed(turn.outputs[self.answer])
+        except (LookupError, ValueError) as error:
+            raise CallError(
+                f"The request {turn.request_id!r} was answered by turn {turn.index}, which holds "
+                "no such answer. Give each request an id of its own."
+            ) from error
 
     def recordable(self, outcome: Outcome) -> Outcome:
         """Return an outcome whose answer can be written out with the conversation.
@@ -102,12 +122,12 @@ def make_question(
     try:
         hash(kind)
     except TypeError:  # such as Annotated[...] with something in it that cannot be hashed
-        signature, plain = _asking(names, kind)
+        signature, plain, typed = _asking(names, kind)
     else:
-        signature, plain = _known_asking(names, kind, repr(kind))
+        signature, plain, typed = _known_asking(names, kind, repr(kind))
     predictor = dspy.Predict(signature)
     predictor.lm = lm_of(program)
-    return Question(predictor, {names.user: text}, names.assistant, program, plain)
+    return Question(predictor, {names.user: text}, names.assistant, program, plain, typed)
 
 
 def lm_of(program: dspy.Module) -> Any:
@@ -128,11 +148,11 @@ def _usual_fields(options: SessionOptions) -> ChatFields:
 
 # --- the signature of a question ------------------------------------------------------------------
 
-_Asking = tuple[type[dspy.Signature], Callable[[Any], Any]]
+_Asking = tuple[type[dspy.Signature], Callable[[Any], Any], Callable[[Any], Any]]
 
 
 def _asking(names: ChatFields, kind: Any) -> _Asking:
-    """The signature whose answer is of a type, and how such an answer is written as plain data."""
+    """The signature whose answer is of a type, how that is written as plain data, and read."""
     if kind is None or (isinstance(kind, type) and issubclass(kind, dspy.Signature | dspy.Module)):
         raise _no_kind(kind)
     try:
@@ -149,7 +169,7 @@ def _asking(names: ChatFields, kind: Any) -> _Asking:
     def plain(answer: Any) -> Any:
         return adapter.dump_python(answer, mode="json")
 
-    return made, plain
+    return made, plain, adapter.validate_python
 
 
 _known_asking: Final = functools.lru_cache(maxsize=_MOST_SIGNATURES)(

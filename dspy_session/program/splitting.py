@@ -10,7 +10,7 @@ from typing import Any, Final
 import dspy
 
 from dspy_session.core.grouping import allotted, connected
-from dspy_session.core.lineage import content_digest, origin_digests
+from dspy_session.core.lineage import Lineage, content_digest, origin_digests, turn_digest
 from dspy_session.errors import CallError
 from dspy_session.program.turn_examples import lineage
 
@@ -31,8 +31,9 @@ def split(
 
     These stay together: examples of one session; of sessions that have a stored turn in common, or
     had, such as forks; of conversations whose first turn says the same, such as imported copies;
-    examples with equal inputs. An example that knows no turn, because it was made by hand or copied
-    field by field, is alone, unless its inputs are another's, or the first message of its history.
+    examples with equal inputs. Turns that were trimmed away count as far as later calls saw them.
+    An example that knows no turn, because it was made by hand or copied field by field, is alone,
+    unless its inputs are another's, or the first message of its history.
 
     Parts are as near to their sizes as that allows, and none is empty: look at their lengths.
 
@@ -126,10 +127,14 @@ def _is_number(value: Any) -> bool:
 def _keys(examples: Sequence[dspy.Example], by_content: bool) -> Iterator[list[Hashable]]:
     """What examples share with those they must stay with; then the turns of each path."""
     paths: dict[int, tuple[str, ...]] = {}
+    lost = _lost(examples) if by_content else set()
     for example in examples:
         keys: list[Hashable] = []
         known = lineage(example)
         if known is not None:
+            if lost:
+                shown = (*known.lost, *_turns(example, known))
+                keys += [("lost", digest) for digest in shown if digest in lost]
             keys += [("turn", turn) for turn in (known.turn_id, *known.path[:1]) if turn]
             keys += [("session", known.session_id)] * (known.session_id is not None)
             keys += [("origin", origin) for origin in known.origins if by_content]
@@ -142,6 +147,21 @@ def _keys(examples: Sequence[dspy.Example], by_content: bool) -> Iterator[list[H
         yield keys
     for path in paths.values():
         yield [("turn", turn) for turn in path]
+
+
+def _lost(examples: Sequence[dspy.Example]) -> set[str | None]:
+    """The turns that calls of some examples saw, and that their conversations store no more."""
+    return {digest for known in map(lineage, examples) if known for digest in known.lost}
+
+
+def _turns(example: dspy.Example, known: Lineage) -> Iterator[str | None]:
+    """The turn of an example, and the stored ones before it that its history shows."""
+    past = {name: one for name, one in example.items() if isinstance(one, dspy.History)}
+    yield turn_digest(known.index, {n: value for n, value in example.items() if n not in past})
+    for history in past.values():
+        stored = history.messages[-len(known.before) :] if known.before else []
+        for back, message in enumerate(reversed(stored), start=1):
+            yield turn_digest(known.index - back, message)
 
 
 def _origins(example: dspy.Example) -> Iterator[str]:

@@ -138,7 +138,10 @@ async def _astreamed(
                 yield event
         except BaseException:
             work.give_up()
-            await asyncio.wait([task])
+            import anyio  # noqa: PLC0415  # not before a stream is left
+
+            with anyio.CancelScope(shield=True):  # its own cancellation comes again and again
+                await asyncio.wait([task])
             work.left_behind()
             raise
         cancelled = None

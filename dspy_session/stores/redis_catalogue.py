@@ -30,22 +30,29 @@ class Place(NamedTuple):
         """What an entry that points there begins with."""
         return key_bytes(self.family) + self.birth
 
+    def head(self, version: int) -> bytes:
+        """The entry that points there and says that version, without metadata terms."""
+        return self.start + key_bytes(version)
+
 
 class Entry(NamedTuple):
-    """A catalogue entry: where a ref is, and its version when the entry was written."""
+    """A catalogue entry: where a ref is, and its version when the entry was written.
+
+    Attributes:
+        place: Where it is.
+        version: The version.
+        head: What the entry begins with, also one that was cut short.
+    """
 
     place: Place
     version: bytes
+    head: bytes
 
     @classmethod
     def read(cls, data: bytes) -> Entry:
         """Return the entry that some bytes are."""
-        return cls(Place(key_of(data[:8]), data[8:16]), data[16:24])
-
-    @property
-    def head(self) -> bytes:
-        """The entry without metadata terms."""
-        return self.place.start + self.version
+        place = Place(key_of(data[:8]), data[8:16])
+        return cls(place, data[16:24], data[:24] or NO_ENTRY)
 
 
 class Catalogue:
@@ -126,7 +133,7 @@ class Catalogue:
         """
         if place is None or ref is None:
             return [id, wanted, b"", 0, 0, b""]
-        head = Entry(place, key_bytes(ref.version)).head
+        head = place.head(ref.version)
         return [id, wanted, head, repr(ref.created), repr(ref.updated), entry_terms(ref)]
 
     def enter(

@@ -130,7 +130,7 @@ class Sessions:
             return False
         ref, id = write.ref, write.ref.id.encode()
         before = write.expected
-        wanted = NO_ENTRY if before is None else Entry(place, key_bytes(before)).head
+        wanted = NO_ENTRY if before is None else place.head(before)
         while True:
             said = self.catalogue.enter(id, wanted, place, ref)
             if said is None:
@@ -199,7 +199,7 @@ class Sessions:
             entered = self.entered_of(state)
             for birth, ref in state.refs.items():
                 if isinstance(ref, DamagedRef):
-                    id = entered.get(Place(family, birth), b"?").decode()
+                    id = _shown(entered.get(Place(family, birth), b"?"))
                     note_kept(unknown(f"session {id!r} is damaged"))
                     return count
             lost = [
@@ -231,13 +231,18 @@ def named(ref: Ref, id: bytes, place: Place) -> Ref:
         id: The id.
         place: Where it is.
     """
-    name = id.decode()
+    name = _shown(id)
     if isinstance(ref, DamagedRef):
         return msgspec.structs.replace(ref, id=name, family=place.family)
     if (ref.id, ref.family) == (name, place.family):
         return ref
     what = f"it says that it is {ref.id!r} of the family {ref.family}"
     return DamagedRef(id=name, family=place.family, version=ref.version, damaged=what)
+
+
+def _shown(id: bytes) -> str:
+    """An id as text, also one that is damaged and none."""
+    return id.decode("utf-8", "backslashreplace")
 
 
 def _is_current(entry: Entry, ref: Ref | None) -> bool:
