@@ -248,11 +248,11 @@ def test_A6_what_is_hidden_from_prompts_is_hidden_from_questions() -> None:
         dspy.Predict("question, card -> answer"), redact_fields={"card"}, max_turns=1
     )
     with dspy.context(lm=lm):
-        session(question="first", card="4111")
-        session(question="second", card="4222")
+        session(question="first", card="card-4111")
+        session(question="second", card="card-4222")
         session.ask("What do you know?")
     sent = json.dumps(lm.prompts[-1])
-    assert "4222" not in sent
+    assert "card-4222" not in sent
     assert "first" not in sent
     assert "second" in sent
 

@@ -626,11 +626,11 @@ def test_X9_redacted_fields_are_in_no_prompt() -> None:
     session = talked(
         qa_session(redact_fields=["question", "answer"]),
         ScriptedLM(lambda _: {"answer": "secret"}),
-        "my pin is 1234",
-        "again 1234",
+        "my pin is pin-1234",
+        "again pin-1234",
     )
     text = json.dumps(render_prompts(session).to_dict())
-    assert "1234" not in text
+    assert "pin-1234" not in text
     assert "secret" not in text
     assert "(redacted)" in text
 

@@ -156,15 +156,18 @@ def test_C10_what_was_tampered_with_is_refused_and_nothing_is_stored(
 
 def test_C10_an_export_hands_on_nothing_private(store: Store) -> None:
     manager = manager_of(store, private_data=["pin"], redact_fields=["question", "answer"])
-    session = manager.open("ada", data={"pin": "1234", "cart": []})
+    session = manager.open("ada", data={"pin": "pin-1234", "cart": []})
     talk(session, "my secret")
 
     handed_on = json.dumps(manager.export_session("ada"))
-    assert "1234" not in handed_on
+    assert "pin-1234" not in handed_on
     assert "my secret" not in handed_on
     whole = manager.export_session("ada", private=True)
     copy = manager_of(MemoryStore()).import_session(whole)
-    assert (copy.data.to_dict(), questions(copy)) == ({"pin": "1234", "cart": []}, ["my secret"])
+    assert (copy.data.to_dict(), questions(copy)) == (
+        {"pin": "pin-1234", "cart": []},
+        ["my secret"],
+    )
 
 
 # --- configuration --------------------------------------------------------------------------------

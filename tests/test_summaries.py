@@ -189,14 +189,14 @@ def test_A13_session_data_written_after_the_last_turn_stays_and_secrets_stay_in(
         private_data={"token"},
         data={"token": "hush"},
     )
-    session.add_turn({"question": "q", "card": "4111"}, {"answer": "a"})
+    session.add_turn({"question": "q", "card": "card-4111"}, {"answer": "a"})
     session.data["late"] = 5
     session.summarize(Noted())
     assert session.data.to_dict() == {"token": "hush", "late": 5}
-    assert session.state.earlier[0].turns[0].inputs["card"] == "4111"
+    assert session.state.earlier[0].turns[0].inputs["card"] == "card-4111"
     exported = json.dumps(session.to_dict())
     assert "so far" in exported
-    assert "4111" not in exported
+    assert "card-4111" not in exported
     assert "hush" not in exported
 
 

@@ -417,7 +417,7 @@ def test_X10_redacted_and_private_data_are_in_no_file() -> None:
         dspy.Predict("question, passport -> answer, note"),
         redact_fields={"passport", "note"},
         private_data={"card"},
-        data={"card": "4111"},
+        data={"card": "card-4111"},
     )
     fork = session.fork()
     for each, score in ((session, 1.0), (fork, 0.5)):
@@ -436,7 +436,7 @@ def test_X10_redacted_and_private_data_are_in_no_file() -> None:
     )
     assert written.count("May I fly?") >= 6
     assert "secret" not in written
-    assert "4111" not in written
+    assert "card-4111" not in written
     options = SessionOptions(redact_fields={"passport", "note"})
     assert "secret" not in "".join(finetuning_jsonl(session.state, options=options))
     hidden = SessionOptions(redact_fields={"answer", "note"})
